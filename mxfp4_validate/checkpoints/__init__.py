@@ -1,0 +1,1 @@
+"""Named tensors -> canonical `MoeWeights`; for now the synthetic ones."""

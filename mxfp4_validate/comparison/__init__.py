@@ -1,0 +1,1 @@
+"""Bits, norms, rows and tiles, explained bits, and the first mismatch by coordinate and value."""

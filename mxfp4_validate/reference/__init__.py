@@ -1,0 +1,1 @@
+"""The mathematics: routing, activation, parallelism, and four oracles. Imports neither `layouts` nor `backends`."""

@@ -1,0 +1,61 @@
+"""`RoundingModel`: where a backend rounds, and in which order it adds up. Backends declare it, the twin obeys it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mxfp4_validate.formats import e8m0
+
+
+@dataclass(frozen=True)
+class RoundingModel:
+    """The declared arithmetic of one backend (and one tactic of it).
+
+    Attributes:
+        name: shown in messages.
+        promote: True if each 32-wide chunk is summed unscaled and then added as `acc += partial * scale` in fp32 (FlashInfer SM90);
+            False if the scale is folded into the bf16 weight and the whole of K is one fp32 sum (Marlin, triton_kernels).
+        k_tile: width of a K tile in elements; decides the chunk order when `promote`.
+        h_bf16: GEMM1's result is rounded to bf16 before the activation.
+        bias1_bf16: the first bias is added in bf16 (one more rounding).
+        silu_bf16: silu(gate) is rounded to bf16 before it meets up (Marlin's clamped path).
+        weight_bf16: the routing weight is rounded to bf16 first.
+        slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
+        ordered: the declared order is the backend's own order, so that what differs must be explained; otherwise the order is unknown
+            and the freedom of the sum is part of every interval.
+        e8m0: what scale bytes 0 and 255 are read as.
+    """
+
+    name: str
+    promote: bool = True
+    k_tile: int = 128
+    h_bf16: bool = True
+    bias1_bf16: bool = False
+    silu_bf16: bool = False
+    weight_bf16: bool = False
+    slot_bf16: bool = False
+    ordered: bool = True
+    e8m0: e8m0.Meaning = e8m0.EXPONENT_FIELD
+
+
+SM90_CUTLASS = RoundingModel("sm90-cutlass")
+MARLIN = RoundingModel(
+    "marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False
+)
+TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, slot_bf16=True, ordered=False)
+
+
+def chunk_order(num_chunks: int, chunks_per_tile: int) -> list[int]:
+    """Order in which FlashInfer's SM90 kernel adds its 32-wide chunks.
+
+    First and last K tile in natural order, every middle tile with its last two chunks swapped (numerics measured on Hopper: with it the
+    twin is bit-equal, with the natural order it is not).
+    """
+    order: list[int] = []
+    tiles = -(-num_chunks // chunks_per_tile)
+    for tile in range(tiles):
+        chunk = list(range(tile * chunks_per_tile, min((tile + 1) * chunks_per_tile, num_chunks)))
+        if 0 < tile < tiles - 1 and len(chunk) > 1:
+            chunk[-2], chunk[-1] = chunk[-1], chunk[-2]
+        order += chunk
+    return order

@@ -1,0 +1,1 @@
+"""Accepted run records with their provenance."""

@@ -1,0 +1,1 @@
+"""Are the bytes handed to the kernel the right bytes?"""
