@@ -15,7 +15,8 @@ class RoundingModel:
         name: shown in messages.
         promote: True if each 32-wide chunk is summed unscaled and then added as `acc += partial * scale` in fp32 (FlashInfer SM90);
             False if the scale is folded into the bf16 weight and the whole of K is one fp32 sum (Marlin, triton_kernels).
-        k_tile: width of a K tile in elements; decides the chunk order when `promote`.
+        k_tiles: width of a K tile in elements, of GEMM1 and of GEMM2; decides the chunk order when `promote`.
+        k_pad: K is padded to a multiple of this before it is cut into tiles.
         h_bf16: GEMM1's result is rounded to bf16 before the activation.
         bias1_bf16: the first bias is added in bf16 (one more rounding).
         silu_bf16: silu(gate) is rounded to bf16 before it meets up (Marlin's clamped path).
@@ -28,7 +29,8 @@ class RoundingModel:
 
     name: str
     promote: bool = True
-    k_tile: int = 128
+    k_tiles: tuple[int, int] = (128, 128)
+    k_pad: int = 128
     h_bf16: bool = True
     bias1_bf16: bool = False
     silu_bf16: bool = False

@@ -1,0 +1,102 @@
+"""Explained bits: every element equals the ordered twin's or lies in the interval that the kernel's declared freedom allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mxfp4_validate.comparison.bits import describe_first, differs, ulps, where
+from mxfp4_validate.errors import CheckFailed
+from mxfp4_validate.reference.twin import Twin
+from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, EXACT_RELATIVE_L2
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Counts of one comparison: `unexplained` must be 0."""
+
+    elements: int
+    different: int
+    unexplained: int
+    nan: int
+    max_ulps: int
+    determined: float
+    relative_l2: float
+
+    @property
+    def bit_equal(self) -> float:
+        return 1.0 - self.different / max(1, self.elements)
+
+    def metrics(self) -> dict[str, object]:
+        return vars(self) | {"bit_equal": self.bit_equal}
+
+
+def compare(candidate: Tensor, twin: Twin) -> Explained:
+    """Compare [M, H] bfloat16 with the twin; no verdict."""
+    different = differs(candidate, twin.value)
+    outside = different & ~((candidate >= twin.lower) & (candidate <= twin.upper))
+    error = (candidate.float() - twin.value.float()).double()
+    return Explained(
+        elements=candidate.numel(),
+        different=int(different.sum()),
+        unexplained=int(outside.sum()),
+        nan=int(candidate.isnan().sum()),
+        max_ulps=int((ulps(candidate, twin.value) * different).max()),
+        determined=twin.determined,
+        relative_l2=float(error.norm() / twin.value.double().norm().clamp(min=1e-300)),
+    )
+
+
+def require_explained(candidate: Tensor, twin: Twin, what: str, *, least_equal: float = BIT_EQUAL_SHARE.value) -> dict[str, object]:
+    """Metrics if nothing is unexplained and at least `least_equal` of the bits are the twin's; else `CheckFailed`.
+
+    A share below 1 - 1/elements cannot be asked of few elements, so one ambiguous element is always allowed.
+    """
+    result = compare(candidate, twin)
+    allowed = max(1.0, (1.0 - least_equal) * result.elements)
+    if result.unexplained == 0 and result.different <= allowed:
+        return result.metrics()
+    different = differs(candidate, twin.value)
+    wrong = different & ~((candidate >= twin.lower) & (candidate <= twin.upper)) if result.unexplained else different
+    kind = "unexplained" if result.unexplained else f"different, more than the {1 - least_equal:.2%} that intrinsics move"
+    row_error = _row_error(candidate, twin.value)
+    worst = row_error.topk(min(4, row_error.numel()))
+    raise CheckFailed(
+        f"{what}: {int(wrong.sum())} of {result.elements} values {kind} (bit-equal {result.bit_equal:.4%}, {result.nan} NaN, "
+        f"max {result.max_ulps} ulp, relative L2 {result.relative_l2:.2e})\n{describe_first(candidate, twin.value, wrong)}\n{where(wrong)}\n"
+        + "  worst rows by relative error: "
+        + ", ".join(f"{i}: {e:.2e}" for e, i in zip(worst.values.tolist(), worst.indices.tolist(), strict=True)),
+        result.metrics(),
+    )
+
+
+def _row_error(candidate: Tensor, expected: Tensor) -> Tensor:
+    error = (candidate.double() - expected.double()).nan_to_num(nan=torch.inf).norm(dim=1)
+    return error / expected.double().norm(dim=1).clamp(min=1e-300)
+
+
+def tile_errors(candidate: Tensor, expected: Tensor) -> dict[str, object]:
+    """Two norms and the worst row and column tile, all relative to the whole's RMS: for the record, also when everything passes."""
+    error = candidate.double() - expected.double()
+    rms = expected.double().pow(2).mean().sqrt().clamp(min=1e-300)
+    result: dict[str, object] = {
+        "max_relative": float(error.abs().max() / rms),
+        "rms_relative": float(error.pow(2).mean().sqrt() / rms),
+        "worst_row": float(error.pow(2).mean(1).max().sqrt() / rms),
+    }
+    for tile in (16, 64, 128):
+        columns = torch.nn.functional.pad(error.pow(2), (0, -error.shape[1] % tile)).unflatten(1, (-1, tile)).mean(2)
+        result[f"worst_tile_{tile}"] = float(columns.max().sqrt() / rms)
+    return result
+
+
+def require_close_to_exact(candidate: Tensor, exact: Tensor, what: str) -> dict[str, object]:
+    """The coarse guard that shares no rounding model: relative L2 against float64, whole and by row."""
+    total = float((candidate.double() - exact).norm() / exact.norm().clamp(min=1e-300))
+    worst = float(_row_error(candidate, exact).nan_to_num(nan=torch.inf).max()) if exact.norm() else 0.0
+    metrics: dict[str, object] = {"exact_relative_l2": total, "exact_worst_row": worst}
+    if not total <= EXACT_RELATIVE_L2.value:
+        raise CheckFailed(f"{what}: relative L2 to float64 is {total:.3e}, limit {EXACT_RELATIVE_L2.value}: {EXACT_RELATIVE_L2.reason}", metrics)
+    return metrics
