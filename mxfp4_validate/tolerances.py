@@ -24,6 +24,8 @@ ACTIVATION_FLUSH = Tolerance(1e-30, "1/(1+inf) is 0; no result of this size can 
 CERTIFICATE_QUANTA = Tolerance(2**22, "fp32 holds 2^24 quanta; two bits are left for alignment inside a tensor core")
 #: Least share of outputs that must equal the ordered twin's on random data; the rest must be explained one by one.
 BIT_EQUAL_SHARE = Tolerance(0.9995, "the activation's intrinsics move one bf16 in 2,000 to 10,000; measured 0.9998 to 1.0")
+#: The same share for a backend whose summation order is not known (Marlin, triton_kernels): fp32 order moves one bf16 in 200.
+UNORDERED_BIT_EQUAL_SHARE = Tolerance(0.995, "another fp32 order moves 4e-5 to 1.4e-3 of outputs, per-slot bf16 roundings the rest; measured 0.9957 to 0.9998")
 #: A-priori bound, section by section of `reference.bound`: Lipschitz constant of g*sigmoid(alpha*g).
 SILU_LIPSCHITZ = Tolerance(1.1, "sup of the derivative is 1.0999, at alpha*g = 2.4")
 #: Kernel against float64: relative L2 that no correct W4A16 kernel exceeds.

@@ -28,7 +28,6 @@ TILES_A = tuple(f"{m}x{n}x128" for m, n in ((64, 16), (64, 32), (64, 64), (64, 1
 TILES_B = tuple(f"{m}x{n}x{k}" for m in (64, 128) for n in (16, 32, 64, 128) for k in (128, 256, 512)) + (
     "128x256x128", "128x256x256", "256x128x128", "256x128x256", "256x256x128",
 )
-TUNED = Tactic("autotuned", "autotuned", group="tuned")
 
 
 class Sm90Cutlass:
@@ -119,17 +118,35 @@ class Sm90Cutlass:
         tactic: Tactic = DEFAULT_TACTIC,
         out: Tensor | None = None,
     ) -> Tensor:
-        if tactic.value == "autotuned":
-            from flashinfer import autotune
-
-            with autotune(True):
-                self._call(prepared, inputs, activation, parallel, None)
+        if tactic.value == "tuned":  # whatever FlashInfer's own cache holds
             return self._call(prepared, inputs, activation, parallel, out)
         if isinstance(tactic.value, tuple):
             with _choosing(lambda runner, tensors, gemm: tactic.value[gemm - 1]):
                 return self._call(prepared, inputs, activation, parallel, out)
         with _choosing(lambda runner, tensors, gemm: -1):  # whatever an earlier tuning left in the cache is not the default
             return self._call(prepared, inputs, activation, parallel, out)
+
+    def tune(self, prepared: Sm90Weights, inputs: MoeInputs, activation: Activation) -> Tactic:
+        """Let FlashInfer tune for these inputs; returns the profiles it will use from now on."""
+        from flashinfer import autotune
+        from flashinfer.autotuner import AutoTuner
+
+        with autotune(True):
+            self._call(prepared, inputs, activation, SINGLE, None)
+        picked: list[int] = []
+        original = AutoTuner.choose_one
+
+        def listen(tuner: Any, *args: Any, **kwargs: Any) -> Any:
+            runner, profile = original(tuner, *args, **kwargs)
+            picked.append(int(profile))
+            return runner, profile
+
+        AutoTuner.choose_one = listen
+        try:
+            self._call(prepared, inputs, activation, SINGLE, None)
+        finally:
+            AutoTuner.choose_one = original
+        return Tactic("+".join(self.tile_of(p) if p >= 0 else "default" for p in picked), tuple(picked), group="tuned")
 
     def _call(self, w: Sm90Weights, inputs: MoeInputs, activation: Activation, parallel: Parallel, out: Tensor | None) -> Tensor:
         from flashinfer.fused_moe import cutlass_fused_moe

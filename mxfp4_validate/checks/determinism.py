@@ -1,0 +1,103 @@
+"""Determinism: identical calls return identical bits, and so do all tactics that add up in the same order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mxfp4_validate.backends.base import DEFAULT_TACTIC, Tactic
+from mxfp4_validate.cases import Activation, MoeCase
+from mxfp4_validate.checks.calls import call
+from mxfp4_validate.checks.context import Context
+from mxfp4_validate.comparison.bits import describe_first, differs, where
+from mxfp4_validate.comparison.explained import require_explained
+from mxfp4_validate.errors import CheckFailed
+from mxfp4_validate.formats.moe_weights import MoeInputs
+from mxfp4_validate.reference.rounding import RoundingModel
+from mxfp4_validate.reference.twin import Twin, twin_moe
+
+#: Identical calls a tactic group: a race that hits one call in 1,000 is missed by 3,000 with probability 5 %.
+REPEATS = {"cuda": 3000, "cpu": 5}
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.view(torch.int16)
+
+
+def _repeat(ctx: Context, prepared: Any, inputs: MoeInputs, activation: Activation, tactic: Tactic, repeats: int) -> Tensor:
+    """How often each row [M] int32 differed from the first call's; bits are compared, so a NaN equals itself."""
+    first = ctx.backend.run(prepared, inputs, activation, tactic=tactic).clone()
+    out = torch.empty_like(first)
+    rows = torch.zeros(first.shape[0], dtype=torch.int32, device=first.device)
+    calls = torch.zeros((), dtype=torch.int32, device=first.device)
+    for _ in range(repeats):
+        out.fill_(torch.nan)
+        ctx.backend.run(prepared, inputs, activation, tactic=tactic, out=out)
+        wrong = (_bits(out) != _bits(first)).any(1)
+        rows += wrong
+        calls += wrong.any()
+    if int(calls):
+        raise _differing(int(calls), repeats, rows, tactic)
+    return rows
+
+
+def _differing(calls: int, repeats: int, rows: Tensor, tactic: Tactic) -> CheckFailed:
+    hit = rows.nonzero().flatten()
+    return CheckFailed(
+        f"{calls} of {repeats} identical calls differ from the first (tactic {tactic.name}): {hit.numel()} rows, first {hit[:16].tolist()}; "
+        "a race, if the layout is right: compare the versions in the header with the known-bad list",
+        {"tactic": tactic.name, "differing_calls": calls, "repeats": repeats, "rows": hit[:64].tolist()},
+    )
+
+
+def repeat(ctx: Context, case: MoeCase) -> dict[str, object]:
+    """Thousands of identical calls with the default tactic and with one tactic of every group."""
+    _, prepared = ctx.layer(case.shape, case.seed)
+    inputs, repeats = ctx.inputs(case), REPEATS[ctx.device.type]
+    groups: dict[str, Tactic] = {}
+    for tactic in ctx.backend.tactics(prepared, case.num_tokens):
+        groups.setdefault(tactic.group, tactic)
+    for tactic in groups.values():
+        _repeat(ctx, prepared, inputs, case.shape.activation, tactic, repeats)
+    return {"repeats": repeats, "tactic_groups": len(groups), "calls": repeats * len(groups), "groups": sorted(groups)}
+
+
+def tactics(ctx: Context, case: MoeCase) -> dict[str, object]:
+    """Every tactic against the twin of its own summation order, and bit-equal to every other tactic of the same order."""
+    weights, prepared = ctx.layer(case.shape, case.seed)
+    inputs, activation = ctx.inputs(case), case.shape.activation
+    by_model: dict[RoundingModel, tuple[Twin, Tensor, Tactic]] = {}
+    found = ctx.backend.tactics(prepared, case.num_tokens)
+    metrics: dict[str, object] = {}
+    for tactic in found:
+        model = ctx.backend.rounding(tactic)
+        out = call(ctx, prepared, inputs, activation, tactic=tactic)
+        if model not in by_model:
+            expected = twin_moe(weights, inputs, activation, model)
+            by_model[model] = (expected, out, tactic)
+        expected, first, first_tactic = by_model[model]
+        metrics = require_explained(out, expected, f"tactic {tactic.name}")
+        wrong = differs(out, first)
+        if bool(wrong.any()):
+            raise CheckFailed(
+                f"tactics {tactic.name} and {first_tactic.name} differ in {int(wrong.sum())} values\n{describe_first(out, first, wrong)}\n{where(wrong)}",
+                {"tactic": tactic.name},
+            )
+    return {"tactics": len(found), "orders": len(by_model), "bit_equal": metrics.get("bit_equal")}
+
+
+def tuned(ctx: Context, case: MoeCase) -> dict[str, object]:
+    """What the autotuner picks is explained by its own order's twin and repeats the forced call's bits."""
+    weights, prepared = ctx.layer(case.shape, case.seed)
+    inputs, activation = ctx.inputs(case), case.shape.activation
+    tune = getattr(ctx.backend, "tune", None)
+    picked: Tactic = tune(prepared, inputs, activation) if tune else DEFAULT_TACTIC
+    forced = call(ctx, prepared, inputs, activation, tactic=picked)
+    free = call(ctx, prepared, inputs, activation, tactic=Tactic("tuned", "tuned") if tune else DEFAULT_TACTIC)
+    wrong = differs(free, forced)
+    if bool(wrong.any()):
+        raise CheckFailed(f"the tuned call differs from tactic {picked.name} in {int(wrong.sum())} values\n{describe_first(free, forced, wrong)}")
+    expected = twin_moe(weights, inputs, activation, ctx.backend.rounding(picked))
+    return require_explained(free, expected, f"tuned call, tactic {picked.name}") | {"tactic": picked.name}

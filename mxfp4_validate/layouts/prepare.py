@@ -1,0 +1,78 @@
+"""Canonical weights -> the tensors FlashInfer's SM90 kernel is called with, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mxfp4_validate.formats.moe_weights import MoeWeights
+from mxfp4_validate.formats.mxfp4 import BLOCK
+from mxfp4_validate.layouts.base import Layout
+from mxfp4_validate.layouts.rows import pad_halves, pad_to, padded, swap_halves
+
+
+@dataclass(frozen=True)
+class Sm90Weights:
+    """Arguments of `cutlass_fused_moe`.
+
+    Attributes:
+        fc1: [E, 2Ip, Hp/2] uint8 packed, rows [up; gate]; fc1_scale: the layout's scales of it; fc1_bias: [E, 2Ip] bfloat16 or None.
+        fc2: [E, Hp, Ip/2] uint8 packed; fc2_scale; fc2_bias: [E, Hp] bfloat16 or None. Hp and Ip are H and I up to a multiple of 128.
+    """
+
+    fc1: Tensor
+    fc1_scale: Tensor
+    fc2: Tensor
+    fc2_scale: Tensor
+    fc1_bias: Tensor | None
+    fc2_bias: Tensor | None
+    hidden_size: int
+    intermediate_size: int
+    layout: str
+
+    @property
+    def num_experts(self) -> int:
+        return self.fc1.shape[0]
+
+    @property
+    def padded_hidden(self) -> int:
+        return self.fc2.shape[1]
+
+    @property
+    def padded_intermediate(self) -> int:
+        return self.fc1.shape[1] // 2
+
+
+def prepare_sm90(weights: MoeWeights, layout: Layout) -> Sm90Weights:
+    """Swap [gate; up] to [up; gate], pad each half and each K to 128, pack. Raises `ShapeError` for what the layout cannot hold."""
+    H, I = padded(weights.hidden_size), padded(weights.intermediate_size)  # noqa: E741
+    return Sm90Weights(
+        fc1=layout.pack_weights(pad_halves(swap_halves(weights.w13), I, H // 2)),
+        fc1_scale=layout.pack_scales(pad_halves(swap_halves(weights.w13_scale), I, H // BLOCK)),
+        fc2=layout.pack_weights(pad_to(weights.w2, H, I // 2)),
+        fc2_scale=layout.pack_scales(pad_to(weights.w2_scale, H, I // BLOCK)),
+        fc1_bias=None if weights.w13_bias is None else pad_halves(swap_halves(weights.w13_bias), I),
+        fc2_bias=None if weights.w2_bias is None else pad_to(weights.w2_bias, H),
+        hidden_size=weights.hidden_size,
+        intermediate_size=weights.intermediate_size,
+        layout=layout.name,
+    )
+
+
+def _trim_halves(t: Tensor, half_rows: int, width: int | None = None) -> Tensor:
+    t = t.unflatten(1, (2, -1))[:, :, :half_rows]
+    return (t if width is None else t[..., :width]).flatten(1, 2)
+
+
+def unprepare_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
+    """Inverse of `prepare_sm90`: the canonical weights, pads dropped."""
+    H, I = prepared.hidden_size, prepared.intermediate_size  # noqa: E741
+    return MoeWeights(
+        w13=swap_halves(_trim_halves(layout.unpack_weights(prepared.fc1), I, H // 2)),
+        w13_scale=swap_halves(_trim_halves(layout.unpack_scales(prepared.fc1_scale), I, H // BLOCK)),
+        w2=layout.unpack_weights(prepared.fc2)[:, :H, : I // 2].contiguous(),
+        w2_scale=layout.unpack_scales(prepared.fc2_scale)[:, :H, : I // BLOCK].contiguous(),
+        w13_bias=None if prepared.fc1_bias is None else swap_halves(_trim_halves(prepared.fc1_bias, I)),
+        w2_bias=None if prepared.fc2_bias is None else prepared.fc2_bias[:, :H].contiguous(),
+    )
