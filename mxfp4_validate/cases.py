@@ -98,8 +98,8 @@ _ALL = (
     _dsv4("dsv4-pro", 7168, 3072, 384),
     # Small relatives, cheap enough for a CPU: three or more 128-wide K tiles in both GEMMs, so that a missing scale
     # interleave (the identity at K = 128) and the chunk order of middle tiles both show; the first needs padding as 2880 does.
-    _gpt_oss("gpt-oss-mini", 8, 416, 352, production=False),
-    _dsv4("dsv4-mini", 512, 384, 16, production=False),
+    _gpt_oss("gpt-oss-mini", 8, 544, 480, production=False),
+    _dsv4("dsv4-mini", 512, 512, 16, production=False),
     # The shape on which flashinfer issue #5438 reproduces its race: many experts, many tokens, a narrow second GEMM.
     _dsv4("dsv4-race", 4096, 256, 256, production=False),
 )

@@ -6,7 +6,8 @@ own. The bytes really pass through the backend's layout, so a fault in a packer 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from mxfp4_validate.backends.base import DEFAULT_TACTIC, Available, Tactic, Unav
 from mxfp4_validate.cases import SINGLE, Activation, Parallel
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 from mxfp4_validate.layouts.base import Layout
-from mxfp4_validate.layouts.prepare import Sm90Weights, prepare_sm90, unprepare_sm90
+from mxfp4_validate.layouts.prepare import Sm90Weights, prepare_sm90, unpack_sm90
 from mxfp4_validate.layouts.sm90_a import SM90_A
 from mxfp4_validate.layouts.sm90_b import SM90_B
+from mxfp4_validate.reference.gemm import Sum, gemm
+from mxfp4_validate.reference.interval import Interval, activate, round_bf16
 from mxfp4_validate.reference.rounding import MARLIN, SM90_CUTLASS, RoundingModel
-from mxfp4_validate.reference.twin import twin_moe
+from mxfp4_validate.reference.twin import sum_slots
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Emulated:
     model: RoundingModel
     layout: Layout | None
     device: str = "cpu"
+    stages: Stages = field(default_factory=lambda: Stages())
 
     def availability(self) -> Available | Unavailable:
         facts = {"emulates": self.model.name, "torch": torch.__version__}
@@ -58,10 +62,10 @@ class Emulated:
         return weights if self.layout is None else prepare_sm90(weights, self.layout)
 
     def read(self, prepared: Any) -> MoeWeights:
-        """The kernel's view of the packed bytes."""
+        """The kernel's view of the packed bytes, pads included."""
         if isinstance(prepared, Sm90Weights):
             assert self.layout is not None
-            return unprepare_sm90(prepared, self.layout)
+            return unpack_sm90(prepared, self.layout)
         assert isinstance(prepared, MoeWeights)
         return prepared
 
@@ -75,16 +79,58 @@ class Emulated:
         tactic: Tactic = DEFAULT_TACTIC,
         out: Tensor | None = None,
     ) -> Tensor:
-        result = self.compute(self.read(prepared), inputs, activation, parallel, self.rounding(tactic))
-        return result if out is None else out.copy_(result)
+        weights, hidden = self.read(prepared), inputs.x.shape[1]
+        inputs = replace(inputs, x=torch.nn.functional.pad(inputs.x, (0, weights.hidden_size - hidden)))
+        result = self.compute(weights, inputs, activation, parallel, self.rounding(tactic))[:, :hidden]
+        return result.contiguous() if out is None else out.copy_(result)
 
     def compute(
         self, weights: MoeWeights, inputs: MoeInputs, activation: Activation, parallel: Parallel, model: RoundingModel
     ) -> Tensor:
-        """The kernel's arithmetic; the second bias is added on TP rank 0 alone, ids are global."""
-        return twin_moe(
-            weights, inputs, activation, model, first_expert=parallel.ep_rank * weights.num_experts, add_w2_bias=parallel.tp_rank == 0
-        ).value
+        """The kernel: the second bias is added on TP rank 0 alone, ids are global."""
+        if parallel.tp_rank:
+            weights = weights.with_(w2_bias=None)
+        return emulated_kernel(weights, inputs, activation, model, parallel.ep_rank * weights.num_experts, self.stages)
+
+
+def emulated_kernel(
+    weights: MoeWeights, inputs: MoeInputs, activation: Activation, model: RoundingModel, first_expert: int, stages: Stages
+) -> Tensor:
+    """One value per element, no intervals: [M, Hp] bfloat16. Each stage can be replaced, which is how arithmetic faults are injected."""
+    M, k = inputs.topk_ids.shape
+    rows = torch.zeros(M, k, weights.hidden_size)
+    local = inputs.topk_ids.long() - first_expert
+    present = (local >= 0) & (local < weights.num_experts)
+    for expert in local[present].unique().tolist():
+        token, slot = (local == expert).nonzero(as_tuple=True)
+        h = stages.gemm(inputs.x[token], weights.w13[expert], weights.w13_scale[expert], model, 0).value
+        h = round_bf16(h) if model.h_bf16 else h
+        if weights.w13_bias is not None:
+            h = h + weights.w13_bias[expert].float()
+            h = round_bf16(h) if model.bias1_bf16 else h
+        y = stages.gemm(stages.activate(h, activation, model), weights.w2[expert], weights.w2_scale[expert], model, 1).value
+        y = round_bf16(y)
+        rows[token, slot] = y if weights.w2_bias is None else y + weights.w2_bias[expert].float()
+    return stages.finalise(rows, inputs.topk_weights, present, model)
+
+
+def _activate(h: Tensor, activation: Activation, model: RoundingModel) -> Tensor:
+    """[m, 2Ip] = [gate; up] -> [m, Ip] float32 holding bf16."""
+    return activate(Interval(h), activation, model).value
+
+
+def _finalise(rows: Tensor, topk_weights: Tensor, present: Tensor, model: RoundingModel) -> Tensor:
+    """rows [M, k, Hp] float32, slots summed in order -> [M, Hp] bfloat16."""
+    return sum_slots(rows, round_bf16(topk_weights) if model.weight_bf16 else topk_weights, present, model)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The replaceable arithmetic of `emulated_kernel`."""
+
+    gemm: Callable[..., Sum] = gemm
+    activate: Callable[[Tensor, Activation, RoundingModel], Tensor] = _activate
+    finalise: Callable[[Tensor, Tensor, Tensor, RoundingModel], Tensor] = _finalise
 
 
 def emulate_sm90() -> Emulated:

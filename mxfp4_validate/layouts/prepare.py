@@ -60,6 +60,18 @@ def prepare_sm90(weights: MoeWeights, layout: Layout) -> Sm90Weights:
     )
 
 
+def unpack_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
+    """What the kernel sees: the bytes unpacked, in canonical row order, pads still there ([E, 2Ip, Hp/2] and so on)."""
+    return MoeWeights(
+        w13=swap_halves(layout.unpack_weights(prepared.fc1)),
+        w13_scale=swap_halves(layout.unpack_scales(prepared.fc1_scale)),
+        w2=layout.unpack_weights(prepared.fc2),
+        w2_scale=layout.unpack_scales(prepared.fc2_scale),
+        w13_bias=None if prepared.fc1_bias is None else swap_halves(prepared.fc1_bias),
+        w2_bias=prepared.fc2_bias,
+    )
+
+
 def _trim_halves(t: Tensor, half_rows: int, width: int | None = None) -> Tensor:
     t = t.unflatten(1, (2, -1))[:, :, :half_rows]
     return (t if width is None else t[..., :width]).flatten(1, 2)
@@ -68,11 +80,12 @@ def _trim_halves(t: Tensor, half_rows: int, width: int | None = None) -> Tensor:
 def unprepare_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
     """Inverse of `prepare_sm90`: the canonical weights, pads dropped."""
     H, I = prepared.hidden_size, prepared.intermediate_size  # noqa: E741
+    seen = unpack_sm90(prepared, layout)
     return MoeWeights(
-        w13=swap_halves(_trim_halves(layout.unpack_weights(prepared.fc1), I, H // 2)),
-        w13_scale=swap_halves(_trim_halves(layout.unpack_scales(prepared.fc1_scale), I, H // BLOCK)),
-        w2=layout.unpack_weights(prepared.fc2)[:, :H, : I // 2].contiguous(),
-        w2_scale=layout.unpack_scales(prepared.fc2_scale)[:, :H, : I // BLOCK].contiguous(),
-        w13_bias=None if prepared.fc1_bias is None else swap_halves(_trim_halves(prepared.fc1_bias, I)),
-        w2_bias=None if prepared.fc2_bias is None else prepared.fc2_bias[:, :H].contiguous(),
+        w13=_trim_halves(seen.w13, I, H // 2),
+        w13_scale=_trim_halves(seen.w13_scale, I, H // BLOCK),
+        w2=seen.w2[:, :H, : I // 2].contiguous(),
+        w2_scale=seen.w2_scale[:, :H, : I // BLOCK].contiguous(),
+        w13_bias=None if seen.w13_bias is None else _trim_halves(seen.w13_bias, I),
+        w2_bias=None if seen.w2_bias is None else seen.w2_bias[:, :H].contiguous(),
     )

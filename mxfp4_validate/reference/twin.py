@@ -89,14 +89,13 @@ def _finalise(y: Interval, topk_weights: Tensor, present: Tensor, model: Roundin
     negative = (w < 0).unsqueeze(-1)
     low = y.low if y.low is None else torch.where(negative, y.high, y.low)  # type: ignore[arg-type]
     high = y.high if y.high is None else torch.where(negative, y.low, y.high)  # type: ignore[arg-type]
-    value, lower, upper = (_sum_slots(end, w, present, model) for end in (y.value, low, high))
-    assert value is not None
+    value = sum_slots(y.value, w, present, model)
+    lower, upper = (None if end is None else sum_slots(end, w, present, model) for end in (low, high))
     return Twin(value, value if lower is None else lower, value if upper is None else upper)
 
 
-def _sum_slots(rows: Tensor | None, w: Tensor, present: Tensor, model: RoundingModel) -> Tensor | None:
-    if rows is None:
-        return None
+def sum_slots(rows: Tensor, w: Tensor, present: Tensor, model: RoundingModel) -> Tensor:
+    """rows [M, k, H] float32, w [M, k] float32, present [M, k] bool -> [M, H] bfloat16: fp32 fused multiply-adds in slot order."""
     acc = torch.zeros(rows.shape[0], rows.shape[2], dtype=torch.float32, device=rows.device)
     for j in range(rows.shape[1]):
         term = w[:, j, None].double() * rows[:, j].double()  # exact: 24 by 24 bits
