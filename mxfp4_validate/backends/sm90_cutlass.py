@@ -86,12 +86,11 @@ class Sm90Cutlass:
         """The default, then every profile of GEMM1 and every profile of GEMM2 that the kernel says it supports for this shape."""
         seen: dict[int, list[int]] = {}
         self._call_hook(prepared, num_tokens, seen)
+        named = [{f"{self.tile_of(p)}/{CLUSTERS[p % 4]}": p for p in seen[stage]} for stage in (1, 2)]
         found = [DEFAULT_TACTIC]
-        for stage, profiles in sorted(seen.items()):
-            for profile in profiles:
-                pair = (profile, -1) if stage == 1 else (-1, profile)
-                tile = self.tile_of(profile)
-                found.append(Tactic(f"gemm{stage}:{tile}/{CLUSTERS[profile % 4]}", pair, group=f"gemm{stage}:{tile}"))
+        for name in dict.fromkeys((*named[0], *named[1])):  # the same configuration in both GEMMs where both can take it
+            pair = tuple(profiles.get(name, -1) for profiles in named)  # group: the CTA tile without K
+            found.append(Tactic(name, pair, group=name.split("/")[0].rsplit("x", 1)[0]))
         return found
 
     def _call_hook(self, prepared: Sm90Weights, num_tokens: int, seen: dict[int, list[int]]) -> None:
@@ -162,9 +161,10 @@ class Sm90Cutlass:
         constants = [None if plain else torch.full((w.num_experts,), v, dtype=torch.float32, device=x.device)
                      for v in (activation.alpha, activation.beta, float("inf") if activation.limit is None else activation.limit)]
         scales = [w.fc1_scale.view(torch.int32), w.fc2_scale.view(torch.int32)]
+        fc1_bias, fc2_bias = _both_biases(w)
         cutlass_fused_moe(
             x.contiguous(), inputs.topk_ids, inputs.topk_weights, w.fc1, w.fc2, torch.bfloat16, scales,
-            fc1_expert_biases=w.fc1_bias, fc2_expert_biases=w.fc2_bias,
+            fc1_expert_biases=fc1_bias, fc2_expert_biases=fc2_bias,
             swiglu_alpha=constants[0], swiglu_beta=constants[1], swiglu_limit=constants[2],
             tp_size=parallel.tp_size, tp_rank=parallel.tp_rank, ep_size=parallel.ep_size, ep_rank=parallel.ep_rank,
             use_w4_group_scaling=True, activation_type=ActivationType.Swiglu, output=buffer,
@@ -176,6 +176,14 @@ class Sm90Cutlass:
         if out is not None:
             return out.copy_(buffer[:, :H])
         return buffer[:, :H].contiguous() if w.padded_hidden != H else buffer
+
+
+def _both_biases(w: Sm90Weights) -> tuple[Tensor | None, Tensor | None]:
+    """FlashInfer takes both biases or none; a missing one is zeros, which change no value."""
+    if w.fc1_bias is None and w.fc2_bias is None:
+        return None, None
+    zeros = [torch.zeros(w.num_experts, n, dtype=torch.bfloat16, device=w.fc1.device) for n in (2 * w.padded_intermediate, w.padded_hidden)]
+    return zeros[0] if w.fc1_bias is None else w.fc1_bias, zeros[1] if w.fc2_bias is None else w.fc2_bias
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mxfp4_validate.comparison.bits import describe_first, differs, ulps, where
+from mxfp4_validate.comparison.bits import describe_first, differs, where
 from mxfp4_validate.errors import CheckFailed
 from mxfp4_validate.reference.twin import Twin
 from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, EXACT_RELATIVE_L2
@@ -21,7 +21,7 @@ class Explained:
     different: int
     unexplained: int
     nan: int
-    max_ulps: int
+    max_ulps: float
     determined: float
     relative_l2: float
 
@@ -43,10 +43,17 @@ def compare(candidate: Tensor, twin: Twin) -> Explained:
         different=int(different.sum()),
         unexplained=int(outside.sum()),
         nan=int(candidate.isnan().sum()),
-        max_ulps=int((ulps(candidate, twin.value) * different).max()),
+        max_ulps=_max_ulps(candidate, twin.value),
         determined=twin.determined,
         relative_l2=float(error.norm() / twin.value.double().norm().clamp(min=1e-300)),
     )
+
+
+def _max_ulps(candidate: Tensor, expected: Tensor) -> float:
+    """Largest difference in bf16 steps of max(|expected|, RMS): steps near zero would say nothing."""
+    size = torch.maximum(expected.double().abs(), expected.double().pow(2).mean().sqrt())
+    step = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 8)
+    return float(((candidate.double() - expected.double()).abs() / step).nan_to_num(nan=torch.inf).max())
 
 
 def require_explained(candidate: Tensor, twin: Twin, what: str, *, least_equal: float = BIT_EQUAL_SHARE.value) -> dict[str, object]:
@@ -65,7 +72,7 @@ def require_explained(candidate: Tensor, twin: Twin, what: str, *, least_equal: 
     worst = row_error.topk(min(4, row_error.numel()))
     raise CheckFailed(
         f"{what}: {int(wrong.sum())} of {result.elements} values {kind} (bit-equal {result.bit_equal:.4%}, {result.nan} NaN, "
-        f"max {result.max_ulps} ulp, relative L2 {result.relative_l2:.2e})\n{describe_first(candidate, twin.value, wrong)}\n{where(wrong)}\n"
+        f"max {result.max_ulps:.3g} ulp of RMS, relative L2 {result.relative_l2:.2e})\n{describe_first(candidate, twin.value, wrong)}\n{where(wrong)}\n"
         + "  worst rows by relative error: "
         + ", ".join(f"{i}: {e:.2e}" for e, i in zip(worst.values.tolist(), worst.indices.tolist(), strict=True)),
         result.metrics(),

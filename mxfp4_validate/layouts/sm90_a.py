@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxfp4_validate.layouts import gpu
 from mxfp4_validate.layouts.base import Layout
 
 #: Experts are packed a few at a time, so that scratch stays below this.
@@ -59,6 +60,9 @@ def _scales_inverse(packed: Tensor) -> Tensor:
     return packed.reshape(E, blocks, width // 4, 4).permute(0, 2, 1, 3).reshape(E, width // 4, blocks * 4)
 
 
-SM90_A = Layout(
-    "sm90_a", 1, lambda w: _chunked(w, _forward), lambda p: _chunked(p, _inverse), _scales_forward, _scales_inverse
-)
+def _carry(weight: Tensor, inverse: bool) -> Tensor:
+    on_gpu = gpu.carry(weight, (), layout_b=False, inverse=inverse)
+    return _chunked(weight, _inverse if inverse else _forward) if on_gpu is None else on_gpu
+
+
+SM90_A = Layout("sm90_a", 1, lambda w: _carry(w, False), lambda p: _carry(p, True), _scales_forward, _scales_inverse)

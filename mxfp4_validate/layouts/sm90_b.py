@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxfp4_validate.layouts import gpu
 from mxfp4_validate.layouts.base import Layout
 from mxfp4_validate.layouts.sm90_a import _chunked
 
@@ -72,6 +73,9 @@ def _scales_inverse(packed: Tensor) -> Tensor:
     return packed.reshape(E, row_blocks, k_blocks, 16, 4, 4).permute(0, 1, 4, 3, 2, 5).reshape(E, row_blocks * 64, k_blocks * 4)
 
 
-SM90_B = Layout(
-    "sm90_b", 64, lambda w: _chunked(w, _forward), lambda p: _chunked(p, _inverse), _scales_forward, _scales_inverse
-)
+def _carry(weight: Tensor, inverse: bool) -> Tensor:
+    on_gpu = gpu.carry(weight, BIT_RUNS, layout_b=True, inverse=inverse)
+    return _chunked(weight, _inverse if inverse else _forward) if on_gpu is None else on_gpu
+
+
+SM90_B = Layout("sm90_b", 64, lambda w: _carry(w, False), lambda p: _carry(p, True), _scales_forward, _scales_inverse)

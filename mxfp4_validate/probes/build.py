@@ -80,10 +80,10 @@ class Draw:
         return e2m1.pack(dense)
 
     def routing(self, top_k: int | None = None) -> tuple[Tensor, Tensor]:
-        """Distinct experts a token and weights 1/2, 1/4, ... (1 for a single slot)."""
+        """Distinct experts a token and weights 1/2, 1/4, 1/8, 1/2, ... (1 for a single slot): few exponents keep the sum over slots exact."""
         k = self.k if top_k is None else top_k
         ids = random_ids(self.case, self.device)[:, :k].contiguous()
-        exponents = -torch.arange(1, k + 1, device=self.device) if k > 1 else torch.zeros(1, device=self.device)
+        exponents = -1 - torch.arange(k, device=self.device) % 3 if k > 1 else torch.zeros(1, device=self.device)
         return ids, torch.exp2(exponents.float()).expand(self.M, k).contiguous()
 
     def x(self, low: int, high: int) -> Tensor:
@@ -112,7 +112,7 @@ def b2(case: MoeCase, device: torch.device) -> Probe:
     d = Draw(case, "b2", device)
     ids, weights = d.routing()
     w = MoeWeights(
-        d.sparse(2 * d.I, d.H, 2, 3, "w13"), d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(125, 129, d.H, d.I, "s2"),
+        d.sparse(2 * d.I, d.H, 2, 3, "w13"), d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(126, 129, d.H, d.I, "s2"),
         d.int_bias(-2, 2, 2 * d.I, "b13"), d.int_bias(-8, 8, d.H, "b2"),
     )
     return Probe("b2", w, MoeInputs(d.x(-1, 1), ids, weights), Activation(0.0, 1.0, NO_LIMIT), class_a=False)
@@ -122,7 +122,7 @@ def s1(case: MoeCase, device: torch.device) -> Probe:
     """GPT-OSS's clamp and beta: gates all beyond the limit (bias 7..29, sigmoid saturated), sparse up, dense fc2."""
     d = Draw(case, "s1", device)
     ids, weights = d.routing()
-    w13 = torch.cat((torch.zeros(d.E, d.I, d.H // 2, dtype=torch.uint8, device=device), d.sparse(d.I, d.H, 6, 5, "up")), 1)
+    w13 = torch.cat((torch.zeros(d.E, d.I, d.H // 2, dtype=torch.uint8, device=device), d.sparse(d.I, d.H, 5, 4, "up")), 1)
     bias = torch.cat((d.int_bias(7, 29, d.I, "gate"), d.int_bias(-2, 2, d.I, "up_bias")), 1)
     w = MoeWeights(w13, d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(126, 128, d.H, d.I, "s2"), bias, d.int_bias(-8, 8, d.H, "b2"))
     return Probe("s1", w, MoeInputs(d.x(-1, 1), ids, weights), GPT_OSS, class_a=False)

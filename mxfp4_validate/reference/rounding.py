@@ -19,6 +19,7 @@ class RoundingModel:
         k_pad: K is padded to a multiple of this before it is cut into tiles.
         h_bf16: GEMM1's result is rounded to bf16 before the activation.
         bias1_bf16: the first bias is added in bf16 (one more rounding).
+        fast_exp: the sigmoid is 1 / (1 + 2^(-z log2 e)) with every step rounded to fp32, as CUDA's fast math compiles it.
         silu_bf16: silu(gate) is rounded to bf16 before it meets up (Marlin's clamped path).
         weight_bf16: the routing weight is rounded to bf16 first.
         slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
@@ -33,6 +34,7 @@ class RoundingModel:
     k_pad: int = 128
     h_bf16: bool = True
     bias1_bf16: bool = False
+    fast_exp: bool = False
     silu_bf16: bool = False
     weight_bf16: bool = False
     slot_bf16: bool = False
@@ -40,7 +42,7 @@ class RoundingModel:
     e8m0: e8m0.Meaning = e8m0.EXPONENT_FIELD
 
 
-SM90_CUTLASS = RoundingModel("sm90-cutlass")
+SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel(
     "marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False
 )

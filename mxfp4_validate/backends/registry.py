@@ -1,0 +1,77 @@
+"""Names of backends, and how `pkg.module:factory` becomes one; torch is imported only when a backend is resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from mxfp4_validate.errors import MxfpError, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from mxfp4_validate.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backend of this package: where its factory lives, its device, and a line for `list`."""
+
+    target: str
+    device: str
+    about: str
+
+
+_HERE = "mxfp4_validate.backends"
+BACKENDS: dict[str, Entry] = {
+    "sm90-cutlass": Entry(f"{_HERE}.sm90_cutlass:Sm90Cutlass", "cuda", "FlashInfer's SM90 cutlass MoE, the candidate; needs a Hopper GPU"),
+    "emulate:sm90-cutlass": Entry(f"{_HERE}.emulate:emulate_sm90", "cpu", "its twin with layout A, on any CPU"),
+    "emulate:sm90-cutlass-b": Entry(f"{_HERE}.emulate:emulate_sm90_b", "cpu", "its twin with layout B, on any CPU"),
+    "emulate:marlin": Entry(f"{_HERE}.emulate:emulate_marlin", "cpu", "the twin of sglang's Marlin MoE, on any CPU"),
+}
+#: What `backends.base.Backend` asks for; checked by name here, so that the message can say what is missing.
+ATTRIBUTES = ("name", "device")
+METHODS = ("availability", "rounding", "tactics", "prepare", "run")
+
+
+def _factory(spec: str) -> Callable[[], Any]:
+    target = BACKENDS[spec].target if spec in BACKENDS else spec
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute or (spec not in BACKENDS and spec.startswith("emulate:")):
+        raise UnknownName("backend", spec, BACKENDS)
+    try:
+        found: Any = import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except MxfpError:
+        raise
+    except Exception as error:
+        raise UsageError(f"backend {spec!r}: cannot import {attribute!r} from {module_name!r} ({type(error).__name__}: {error})") from error
+    if not callable(found):
+        raise UsageError(f"backend {spec!r}: {target} is a {type(found).__name__}, not a function or class that returns a backend")
+    return cast("Callable[[], Any]", found)
+
+
+def device_of(spec: str) -> str:
+    """ "cpu" or "cuda", without building the backend: a factory of one's own says it in an attribute `device`, default "cuda"."""
+    device = BACKENDS[spec].device if spec in BACKENDS else getattr(_factory(spec), "device", "cuda")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"backend {spec!r}: device {device!r} is neither 'cpu' nor 'cuda'")
+    return str(device)
+
+
+def resolve(spec: str) -> Backend:
+    """The backend a name or `pkg.module:factory` stands for, complete or not at all."""
+    factory = _factory(spec)
+    try:
+        backend = factory()
+    except MxfpError:
+        raise
+    except Exception as error:
+        raise UsageError(f"backend {spec!r}: its factory raised {type(error).__name__}: {error}") from error
+    missing = [name for name in ATTRIBUTES if not hasattr(backend, name)]
+    missing += [f"{name}()" for name in METHODS if not callable(getattr(backend, name, None))]
+    if missing:
+        kind = type(backend).__name__
+        raise UsageError(f"backend {spec!r}: the {kind} its factory returned lacks {', '.join(missing)}; see mxfp4_validate.backends.base.Backend")
+    return cast("Backend", backend)

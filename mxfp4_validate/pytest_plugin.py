@@ -1,0 +1,301 @@
+"""The pytest side: options, markers and items; every item runs in a child process, and pytest itself never imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxfp4_validate import catalogue, manifest, provenance
+from mxfp4_validate.backends import registry
+from mxfp4_validate.catalogue import Item
+from mxfp4_validate.errors import MxfpError
+from mxfp4_validate.records.store import Result
+from mxfp4_validate.selection import DEFAULT_CATALOGUE, Selection, devices_of, load_checks, marker_names, split_specs, wrong_markers
+from mxfp4_validate.session import Run, failure, properties
+from mxfp4_validate.worker import protocol
+from mxfp4_validate.worker.parent import CONTEXT, Worker
+
+MARKERS = {
+    "kernel": "the candidate kernel's outputs",
+    "layout": "the bytes handed to the kernel",
+    "faults": "deliberate faults, each of which must be caught",
+    "hardware": "needs a GPU; set on items whose backend runs on one",
+    "family(name)": "which checks of the catalogue a suite's test function runs",
+    "xdist_group(name)": "items of one backend and shape, kept on one worker so that a layer is built once",
+}
+RUN = pytest.StashKey[Run]()
+WORKER = pytest.StashKey[Worker]()
+RESULT = pytest.StashKey[Result]()
+KEPT = pytest.StashKey[set[int]]()
+_OWN_TESTS = Path(__file__).parents[1] / "tests"
+_SUITES = (Path(__file__).parent / "suites", Path(__file__).parents[1] / "suites")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mxfp4", "MXFP4 kernel validation")
+    group.addoption("--backend", action="append", default=[], metavar="NAME|pkg.mod:factory",
+                    help=f"candidates; repeatable or a comma list (default {registry.DEFAULT})")
+    group.addoption("--case", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'")
+    group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
+    group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
+    group.addoption("--record", metavar="DIR", help="write every result to DIR/<run-id>.sqlite")
+    group.addoption("--deadline-scale", type=float, default=1.0, metavar="F", help="multiply every deadline by F")
+    # Hidden: for the CLI, the faults suite and our own tests.
+    hidden = {"--run-id": None, "--fault": None, "--catalogue": DEFAULT_CATALOGUE, "--manifest": None, "--context": CONTEXT}
+    for name, default in hidden.items():
+        group.addoption(name, dest=f"mxfp4_{name[2:].replace('-', '_')}", default=default, help="internal")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.stash[WORKER] = Worker(environ=_child_environment(config), deadline_scale=config.option.deadline_scale, context=config.option.mxfp4_context)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if WORKER in config.stash:
+        config.stash[WORKER].close()
+    if RUN in config.stash:
+        config.stash[RUN].close()
+
+
+def _child_environment(config: pytest.Config) -> dict[str, str]:
+    """One GPU for this process's child, inside what the caller may use; xdist's worker number picks which."""
+    env: dict[str, str] = {}
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    devices = provenance.visible_devices()
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = devices[int(worker.removeprefix("gw")) % len(devices)]
+    if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
+        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    return env
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Spread over workers by group, unless the caller chose otherwise; a wrapper runs before xdist settles on `load`."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: a worker a visible GPU; CPU backends use their threads, so one worker."""
+    try:
+        on_gpu = any(registry.device_of(spec) != "cpu" for spec in split_specs(config.option.backend))
+    except MxfpError:
+        return 1  # said properly when the session starts
+    return max(1, len(provenance.visible_devices())) if on_gpu else 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Everything that is wrong with the request is said here, before anything is collected."""
+    config = session.config
+    if config.option.markexpr:
+        registered = (line.partition(":")[0].partition("(")[0].strip() for line in config.getini("markers"))
+        if wrong := wrong_markers(config.option.markexpr, registered):
+            raise pytest.UsageError(*wrong)
+    try:
+        config.stash[RUN] = _build_run(config)
+    except MxfpError as error:
+        raise pytest.UsageError(str(error)) from error
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reporting(config, config.stash[RUN]), "mxfp4-reporting")
+
+
+def _build_run(config: pytest.Config) -> Run:
+    options = config.option
+    checks = load_checks(options.mxfp4_catalogue)
+    sent = getattr(config, "workerinput", {}).get("mxfp4_devices")
+    devices = json.loads(sent) if sent else devices_of(split_specs(options.backend), lambda spec: _ask_device(config, spec))
+    counts = Path(options.mxfp4_manifest) if options.mxfp4_manifest else manifest.PATH if checks is catalogue.CHECKS else None
+    return Run.build(
+        Selection.build(devices, checks, options.case, options.check),
+        manifest.load(counts) if counts else None,
+        record=options.record, run_id=options.mxfp4_run_id,
+        settings={
+            "backends": devices, "case": options.case, "check": options.check, "require_hardware": options.require_hardware,
+            "fault": options.mxfp4_fault, "deadline_scale": options.deadline_scale, "markers": options.markexpr, "keywords": options.keyword,
+        },
+    )
+
+
+def _ask_device(config: pytest.Config, spec: str) -> str:
+    answer = config.stash[WORKER].describe(spec)
+    if answer.outcome != protocol.PASSED:
+        raise pytest.UsageError(f"{answer.message}\n{answer.log}".strip())
+    return answer.facts["device"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["mxfp4_devices"] = json.dumps(dict(node.config.stash[RUN].selection.devices))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return provenance.header()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Our own tests carry no suite marker and import torch: with `-m kernel` they need not be read."""
+    names = marker_names(config.option.markexpr or "")
+    only_suites = bool(names) and set(names) <= {"kernel", "layout", "faults", "hardware"} and "not" not in config.option.markexpr.split()
+    return True if only_suites and collection_path == _OWN_TESTS else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    family = metafunc.definition.get_closest_marker("family")
+    if "check_item" not in metafunc.fixturenames or family is None:
+        return
+    run, params = metafunc.config.stash[RUN], []
+    for spec, device in run.selection.devices.items():
+        for item in run.selection.family(spec, family.args[0]):
+            marks = [pytest.mark.xdist_group(f"{spec}/{item.case.shape.name}")] + [pytest.mark.hardware] * (device == "cuda")
+            params.append(pytest.param((spec, item), id=f"{spec}-{item.item_id}", marks=marks))
+    metafunc.parametrize("check_item", params, indirect=True)
+
+
+def _param(item: pytest.Item) -> tuple[str, Item] | None:
+    value = getattr(item, "callspec", None) and item.callspec.params.get("check_item")  # type: ignore[attr-defined]
+    return value if isinstance(value, tuple) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count against the plan before any filter, apply the globs, and put the items of a shape side by side."""
+    run = config.stash[RUN]
+    suite = [(item, param) for item in items if (param := _param(item))]
+    if not any("::" in arg for arg in config.args):
+        run.check_collected([param for item, param in suite if any(folder in item.path.parents for folder in _SUITES)])
+    keep = sorted((pair for pair in suite if run.selection.keeps(pair[1][1])), key=lambda pair: run.order(*pair[1]))
+    config.stash[KEPT] = {id(item) for item, _ in keep}
+    dropped = [item for item, _ in suite if id(item) not in config.stash[KEPT]]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    # A family without items leaves a placeholder that pytest would show as skipped.
+    items[:] = [item for item in items if "check_item" not in getattr(item, "fixturenames", ())] + [item for item, _ in keep]
+    _complain(config)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[KEPT].discard(id(item))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What nobody said to deselect must still be there."""
+    eaten = session.config.stash.get(KEPT, set()) - {id(item) for item in session.items}
+    if eaten:
+        session.config.stash[RUN].problems.append(f"{len(eaten)} items vanished during collection, without being deselected")
+        _complain(session.config)
+
+
+def _complain(config: pytest.Config) -> None:
+    problems = config.stash[RUN].problems
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["mxfp4_problems"] = list(problems)
+    elif problems:
+        raise pytest.UsageError(*problems)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    return [] if config.option.collectonly else _expect(config, [item.nodeid for item in items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    if not node.config.stash[RUN].expected:
+        lines = _expect(node.config, ids)
+        reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+        for line in lines if reporter else ():
+            reporter.write_line(line)
+
+
+def _expect(config: pytest.Config, nodeids: list[str]) -> list[str]:
+    """Note which items must have a result in the end, and say which backends can run here."""
+    run, worker = config.stash[RUN], config.stash[WORKER]
+    run.expect(nodeids)
+    for spec in run.expected_backends():
+        run.note_availability(spec, worker.availability(spec))
+    if getattr(config.option, "dist", "no") != "no":
+        worker.close()  # the controller runs nothing, and its child would hold GPU memory
+    return [f"mxfp4 backend {spec}: {line}" for spec, line in run.facts.items()]
+
+
+@pytest.fixture
+def check_item(request: pytest.FixtureRequest) -> CheckItem:
+    """One check on one case with one backend."""
+    spec, item = request.param
+    return CheckItem(request.node, spec, item)
+
+
+@dataclass
+class CheckItem:
+    """What a suite's test function is given."""
+
+    node: pytest.Item
+    spec: str
+    item: Item
+
+    def require_passed(self) -> None:
+        """Run the check in the child process; skip if the backend is unavailable, fail for anything but a pass."""
+        config = self.node.config
+        worker, run = config.stash[WORKER], config.stash[RUN]
+        answer = worker.availability(self.spec)
+        if answer.outcome == protocol.PASSED:
+            answer = worker.run(self.item, self.spec, fault=config.option.mxfp4_fault)
+        result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
+        self.node.stash[RESULT] = result
+        self.node.user_properties.extend(properties(result))
+        if answer.outcome == protocol.UNAVAILABLE and not config.option.require_hardware:
+            pytest.skip(f"backend {self.spec} unavailable: {answer.message}")
+        if answer.outcome != protocol.PASSED:
+            pytest.fail(failure(self.spec, self.item, result, answer.log, config.option.mxfp4_fault), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The result travels on the report, as text: that is what xdist carries to the controller."""
+    report = yield
+    if report.when == "call" and RESULT in item.stash:
+        report.mxfp4_result = json.dumps(asdict(item.stash[RESULT]))
+    return report
+
+
+class Reporting:
+    """Where all reports arrive: the controller, or the only process. Keeps the results and settles the exit status."""
+
+    def __init__(self, config: pytest.Config, run: Run) -> None:
+        self.config, self.run = config, run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid not in self.run.expected:
+            self.run.others += report.when == "call"
+        elif hasattr(report, "mxfp4_result"):
+            self.run.add(report.nodeid, Result(**json.loads(report.mxfp4_result)))
+        elif report.failed:
+            self.run.add_failure(report.nodeid, report.longreprtext)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        for problem in getattr(node, "workeroutput", {}).get("mxfp4_problems", ()):
+            if problem not in self.run.problems:
+                self.run.problems.append(problem)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
+            session.exitstatus = self.run.verdict()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.run.expected:
+            terminalreporter.section("MXFP4 validation")
+            for line in self.run.summary():
+                terminalreporter.write_line(line)

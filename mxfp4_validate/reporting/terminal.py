@@ -1,0 +1,60 @@
+"""A run's results as terminal lines: a table by family, what failed, what was not tested. A pure function of records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mxfp4_validate.records.store import Result
+
+#: Shown as the worst of a family: the smallest share, the largest counts.
+_WORST = {"bit_equal": min, "unexplained": max, "different": max}
+
+
+def summary(results: Sequence[Result], planned: Mapping[tuple[str, str], int], facts: Mapping[str, str]) -> list[str]:
+    """Lines for `planned` items by (backend, family) and the results there are; `facts` has a line of facts by backend."""
+    rows = [("backend", "family", "passed", "failed", "skipped", "not run", "worst")]
+    for (backend, family), total in planned.items():
+        mine = [r for r in results if (r.backend, r.family) == (backend, family)]
+        passed, skipped = (sum(r.outcome == outcome for r in mine) for outcome in ("passed", "unavailable"))
+        rows.append((backend, family, *map(str, (passed, len(mine) - passed - skipped, skipped, total - len(mine))), worst(mine)))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    table = ["  ".join([f"{cell:<{w}}" if i < 2 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))] + [row[6]]).rstrip()
+             for row in rows]
+    return [*(f"{backend}: {line}" for backend, line in facts.items()), *table, *_how(results), *_findings(results), *_untested(results, planned)]
+
+
+def worst(results: Sequence[Result]) -> str:
+    """The worst of each metric that any of the results carries, as `name value`."""
+    found = []
+    for name, extreme in _WORST.items():
+        values = [value for r in results if isinstance(value := r.metrics.get(name), int | float) and not isinstance(value, bool)]
+        if values:
+            found.append(f"{name} {extreme(values):.6g}")
+    return ", ".join(found)
+
+
+def _how(results: Sequence[Result]) -> list[str]:
+    """How the failures failed, where it was not by wrong bits."""
+    kinds = [r.outcome for r in results if r.outcome not in ("passed", "failed", "unavailable")]
+    return ["of the failed: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))] if kinds else []
+
+
+def _findings(results: Sequence[Result]) -> list[str]:
+    """What passed but must be known: metrics `finding` or `waiver`, and retries."""
+    lines = [f"{name}: {r.backend} {r.item_id}: {r.metrics[name]}" for name in ("finding", "waiver") for r in results if r.metrics.get(name)]
+    retried = [r.item_id for r in results if r.outcome == "passed" and r.metrics.get("retried_after_oom")]
+    return lines + [f"passed only alone, after running out of memory: {item}" for item in retried]
+
+
+def _untested(results: Sequence[Result], planned: Mapping[tuple[str, str], int]) -> list[str]:
+    lines = []
+    reasons = {r.backend: r.message for r in results if r.outcome == "unavailable"}
+    for backend in dict.fromkeys(backend for backend, _ in planned):
+        missing = []
+        for (name, family), total in planned.items():
+            ran = sum((r.backend, r.family) == (name, family) and r.outcome != "unavailable" for r in results)
+            missing += [f"{family} {total - ran} of {total}"] if name == backend and ran < total else []
+        if missing:
+            reason = f" ({reasons[backend]})" if backend in reasons else ""
+            lines.append(f"not tested: {backend}: {', '.join(missing)}{reason}")
+    return lines

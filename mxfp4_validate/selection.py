@@ -1,0 +1,103 @@
+"""What a run is asked to do: backends with their devices, the items of each, and which of them the globs keep."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from mxfp4_validate import catalogue
+from mxfp4_validate.backends import registry
+from mxfp4_validate.catalogue import Check, Item
+from mxfp4_validate.errors import UsageError
+
+DEFAULT_CATALOGUE = "mxfp4_validate.catalogue:CHECKS"
+
+
+def split_specs(values: Iterable[str]) -> tuple[str, ...]:
+    """Backends from a repeatable option whose values may be comma lists, each once and in order; the default if there are none."""
+    found = dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip())
+    return tuple(found) or (registry.DEFAULT,)
+
+
+def load_checks(target: str) -> tuple[Check, ...]:
+    """The checks of `module:ATTRIBUTE`."""
+    module, _, attribute = target.partition(":")
+    try:
+        found: tuple[Check, ...] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"catalogue {target!r} cannot be imported: {error}") from error
+    return found
+
+
+def plan(checks: Sequence[Check], device: str) -> list[Item]:
+    """The items of a device, shapes together so that a layer is built once."""
+    if checks is catalogue.CHECKS:
+        return catalogue.items(device)
+    found = [Item(check, case) for check in checks for case in (check.cuda_cases if device == "cuda" else check.cpu_cases)]
+    return sorted(found, key=lambda item: (item.case.shape.production, item.case.shape.name))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Backends (spec to device), their items, and the globs on case and check."""
+
+    devices: Mapping[str, str]
+    planned: Mapping[str, Sequence[Item]]
+    case: str | None
+    check: str | None
+    checks: Sequence[Check]
+
+    @classmethod
+    def build(cls, devices: Mapping[str, str], checks: Sequence[Check], case: str | None, check: str | None) -> Selection:
+        """Plans every backend; `UsageError` if a glob keeps nothing, naming what is near."""
+        chosen = cls(devices, {spec: plan(checks, device) for spec, device in devices.items()}, case, check, checks)
+        everything = [item for items in chosen.planned.values() for item in items]
+        if everything and not any(chosen.keeps(item) for item in everything):
+            raise UsageError(chosen._nothing(everything))
+        return chosen
+
+    def keeps(self, item: Item) -> bool:
+        """Whether the globs leave an item in."""
+        return _matches(item.case.case_id, self.case) and _matches(item.check.name, self.check)
+
+    def family(self, spec: str, family: str) -> list[Item]:
+        """All items of a backend and family, before the globs."""
+        return [item for item in self.planned[spec] if item.check.family == family]
+
+    def _nothing(self, items: Sequence[Item]) -> str:
+        for option, glob, names in (("--case", self.case, {i.case.case_id for i in items}), ("--check", self.check, {i.check.name for i in items})):
+            if glob is not None and not any(_matches(name, glob) for name in names):
+                near = get_close_matches(glob, sorted(names), n=3, cutoff=0.3) or sorted(names)[:3]
+                return f"{option} {glob!r} matches none of {len(names)} names for {', '.join(self.devices)}; near: {', '.join(near)}"
+        return f"no item matches both --case {self.case!r} and --check {self.check!r} for {', '.join(self.devices)}"
+
+
+def _matches(name: str, glob: str | None) -> bool:
+    return glob is None or name == glob or fnmatchcase(name, glob)
+
+
+def devices_of(specs: Sequence[str], ask: Callable[[str], str]) -> dict[str, str]:
+    """The device of each backend: known for registered ones, asked of the others."""
+    return {spec: registry.device_of(spec) or ask(spec) for spec in specs}
+
+
+def wrong_markers(expression: str, registered: Iterable[str]) -> list[str]:
+    """One line for each name in a `-m` expression that is no registered marker; a misspelt one would select nothing."""
+    names = sorted(set(registered))
+    return [
+        f"-m names {name!r}, which is no registered marker; {f'did you mean {near[0]!r}?' if near else 'known: ' + ', '.join(names)}"
+        for name in marker_names(expression)
+        if name not in names
+        for near in [get_close_matches(name, names, n=1, cutoff=0.5)]
+    ]
+
+
+def marker_names(expression: str) -> list[str]:
+    """The marker names of a `-m` expression, without operators and call arguments."""
+    without_arguments = re.sub(r"\([^()]*=[^()]*\)", " ", expression)
+    words = re.findall(r"[^\s()]+", without_arguments)
+    return [word for word in dict.fromkeys(words) if word not in ("and", "or", "not", "True", "False", "None")]
