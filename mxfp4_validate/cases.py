@@ -141,7 +141,7 @@ class MoeCase:
         if not match:
             raise UsageError(f"case id {case_id!r} does not read SHAPE/mTOKENS/ROUTING/sSEED, e.g. gpt-oss-20b/m17/random/s0")
         shape, tokens, routing, seed = match.groups()
-        if routing not in Routing:
+        if routing not in [r.value for r in Routing]:
             raise UnknownName("routing", routing, [r.value for r in Routing])
         return cls(shape_named(shape), int(tokens), Routing(routing), int(seed))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from mxfp4_validate.backends import registry
 from mxfp4_validate.catalogue import Item
 from mxfp4_validate.errors import MxfpError
 from mxfp4_validate.records.store import Result
-from mxfp4_validate.selection import DEFAULT_CATALOGUE, Selection, devices_of, load_checks, marker_names, split_specs, wrong_markers
-from mxfp4_validate.session import Run, failure, properties
-from mxfp4_validate.worker import protocol
-from mxfp4_validate.worker.parent import CONTEXT, Worker
+from mxfp4_validate.selection import DEFAULT_BACKEND, DEFAULT_CATALOGUE, Selection, load_checks, marker_names, split_specs, wrong_markers
+from mxfp4_validate.session import ATTRIBUTE, Reporting, Run, failure, header, properties
+from mxfp4_validate.worker.pool import Pool, child_environment
 
 MARKERS = {
     "kernel": "the candidate kernel's outputs",
@@ -30,7 +29,7 @@ MARKERS = {
     "xdist_group(name)": "items of one backend and shape, kept on one worker so that a layer is built once",
 }
 RUN = pytest.StashKey[Run]()
-WORKER = pytest.StashKey[Worker]()
+POOL = pytest.StashKey[Pool]()
 RESULT = pytest.StashKey[Result]()
 KEPT = pytest.StashKey[set[int]]()
 _OWN_TESTS = Path(__file__).parents[1] / "tests"
@@ -40,14 +39,14 @@ _SUITES = (Path(__file__).parent / "suites", Path(__file__).parents[1] / "suites
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mxfp4", "MXFP4 kernel validation")
     group.addoption("--backend", action="append", default=[], metavar="NAME|pkg.mod:factory",
-                    help=f"candidates; repeatable or a comma list (default {registry.DEFAULT})")
+                    help=f"candidates; repeatable or a comma list (default {DEFAULT_BACKEND})")
     group.addoption("--case", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'")
     group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
     group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
-    group.addoption("--record", metavar="DIR", help="write every result to DIR/<run-id>.sqlite")
+    group.addoption("--record", metavar="DIR", help="write results to DIR/RUN-ID.sqlite; spell it --record=DIR")
     group.addoption("--deadline-scale", type=float, default=1.0, metavar="F", help="multiply every deadline by F")
     # Hidden: for the CLI, the faults suite and our own tests.
-    hidden = {"--run-id": None, "--fault": None, "--catalogue": DEFAULT_CATALOGUE, "--manifest": None, "--context": CONTEXT}
+    hidden = {"--fault": None, "--catalogue": DEFAULT_CATALOGUE, "--manifest": None}
     for name, default in hidden.items():
         group.addoption(name, dest=f"mxfp4_{name[2:].replace('-', '_')}", default=default, help="internal")
 
@@ -55,26 +54,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
-    config.stash[WORKER] = Worker(environ=_child_environment(config), deadline_scale=config.option.deadline_scale, context=config.option.mxfp4_context)
+    config.stash[POOL] = Pool(child_environment(os.environ), config.option.deadline_scale, config.option.mxfp4_fault)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if WORKER in config.stash:
-        config.stash[WORKER].close()
+    if POOL in config.stash:
+        config.stash[POOL].close()
     if RUN in config.stash:
         config.stash[RUN].close()
-
-
-def _child_environment(config: pytest.Config) -> dict[str, str]:
-    """One GPU for this process's child, inside what the caller may use; xdist's worker number picks which."""
-    env: dict[str, str] = {}
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    devices = provenance.visible_devices()
-    if devices:
-        env["CUDA_VISIBLE_DEVICES"] = devices[int(worker.removeprefix("gw")) % len(devices)]
-    if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
-        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
-    return env
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,7 +79,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         on_gpu = any(registry.device_of(spec) != "cpu" for spec in split_specs(config.option.backend))
     except MxfpError:
         return 1  # said properly when the session starts
-    return max(1, len(provenance.visible_devices())) if on_gpu else 1
+    return max(1, len(provenance.visible_gpus(os.environ))) if on_gpu else 1
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -108,31 +95,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     except MxfpError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Reporting(config, config.stash[RUN]), "mxfp4-reporting")
+        config.pluginmanager.register(Reporting(config.stash[RUN], bool(config.option.collectonly)), "mxfp4-reporting")
 
 
 def _build_run(config: pytest.Config) -> Run:
     options = config.option
     checks = load_checks(options.mxfp4_catalogue)
     sent = getattr(config, "workerinput", {}).get("mxfp4_devices")
-    devices = json.loads(sent) if sent else devices_of(split_specs(options.backend), lambda spec: _ask_device(config, spec))
+    devices = json.loads(sent) if sent else {spec: registry.device_of(spec) for spec in split_specs(options.backend)}
     counts = Path(options.mxfp4_manifest) if options.mxfp4_manifest else manifest.PATH if checks is catalogue.CHECKS else None
     return Run.build(
         Selection.build(devices, checks, options.case, options.check),
         manifest.load(counts) if counts else None,
-        record=options.record, run_id=options.mxfp4_run_id,
+        record=options.record,
         settings={
-            "backends": devices, "case": options.case, "check": options.check, "require_hardware": options.require_hardware,
-            "fault": options.mxfp4_fault, "deadline_scale": options.deadline_scale, "markers": options.markexpr, "keywords": options.keyword,
+            "backends": devices, "case": options.case, "check": options.check, "markers": options.markexpr, "keywords": options.keyword,
+            "require_hardware": options.require_hardware, "fault": options.mxfp4_fault, "deadline_scale": options.deadline_scale,
         },
     )
-
-
-def _ask_device(config: pytest.Config, spec: str) -> str:
-    answer = config.stash[WORKER].describe(spec)
-    if answer.outcome != protocol.PASSED:
-        raise pytest.UsageError(f"{answer.message}\n{answer.log}".strip())
-    return answer.facts["device"]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -141,7 +121,7 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    return provenance.header()
+    return header()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -207,7 +187,13 @@ def _complain(config: pytest.Config) -> None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    return [] if config.option.collectonly else _expect(config, [item.nodeid for item in items])
+    elsewhere = config.option.collectonly or hasattr(config, "workerinput")  # only the controller expects, asks and records
+    return [] if elsewhere else _expect(config, [item.nodeid for item in items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[RUN].note_problems(getattr(node, "workeroutput", {}).get("mxfp4_problems", ()))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -221,12 +207,12 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 
 def _expect(config: pytest.Config, nodeids: list[str]) -> list[str]:
     """Note which items must have a result in the end, and say which backends can run here."""
-    run, worker = config.stash[RUN], config.stash[WORKER]
+    run, pool = config.stash[RUN], config.stash[POOL]
     run.expect(nodeids)
     for spec in run.expected_backends():
-        run.note_availability(spec, worker.availability(spec))
+        run.note_availability(spec, pool.availability(spec))
     if getattr(config.option, "dist", "no") != "no":
-        worker.close()  # the controller runs nothing, and its child would hold GPU memory
+        pool.close()  # the controller runs nothing, and its child would hold GPU memory
     return [f"mxfp4 backend {spec}: {line}" for spec, line in run.facts.items()]
 
 
@@ -248,17 +234,19 @@ class CheckItem:
     def require_passed(self) -> None:
         """Run the check in the child process; skip if the backend is unavailable, fail for anything but a pass."""
         config = self.node.config
-        worker, run = config.stash[WORKER], config.stash[RUN]
-        answer = worker.availability(self.spec)
-        if answer.outcome == protocol.PASSED:
-            answer = worker.run(self.item, self.spec, fault=config.option.mxfp4_fault)
+        pool, run = config.stash[POOL], config.stash[RUN]
+        answer = pool.availability(self.spec)
+        if answer.outcome == "passed":
+            check = self.item.check
+            answer = pool.worker(self.spec).check(check.name, check.target, self.item.case.case_id, check.deadline_s)
         result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
         self.node.stash[RESULT] = result
         self.node.user_properties.extend(properties(result))
-        if answer.outcome == protocol.UNAVAILABLE and not config.option.require_hardware:
-            pytest.skip(f"backend {self.spec} unavailable: {answer.message}")
-        if answer.outcome != protocol.PASSED:
-            pytest.fail(failure(self.spec, self.item, result, answer.log, config.option.mxfp4_fault), pytrace=False)
+        if answer.outcome == "unavailable":
+            reason = f"backend {self.spec} unavailable: {answer.message}"
+            pytest.fail(reason, pytrace=False) if config.option.require_hardware else pytest.skip(reason)
+        if answer.outcome != "passed":
+            pytest.fail(failure(self.item, result, config.option.mxfp4_fault), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -266,36 +254,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """The result travels on the report, as text: that is what xdist carries to the controller."""
     report = yield
     if report.when == "call" and RESULT in item.stash:
-        report.mxfp4_result = json.dumps(asdict(item.stash[RESULT]))
+        setattr(report, ATTRIBUTE, item.stash[RESULT].to_json())
     return report
-
-
-class Reporting:
-    """Where all reports arrive: the controller, or the only process. Keeps the results and settles the exit status."""
-
-    def __init__(self, config: pytest.Config, run: Run) -> None:
-        self.config, self.run = config, run
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self.run.expected:
-            self.run.others += report.when == "call"
-        elif hasattr(report, "mxfp4_result"):
-            self.run.add(report.nodeid, Result(**json.loads(report.mxfp4_result)))
-        elif report.failed:
-            self.run.add_failure(report.nodeid, report.longreprtext)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        for problem in getattr(node, "workeroutput", {}).get("mxfp4_problems", ()):
-            if problem not in self.run.problems:
-                self.run.problems.append(problem)
-
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
-            session.exitstatus = self.run.verdict()
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.run.expected:
-            terminalreporter.section("MXFP4 validation")
-            for line in self.run.summary():
-                terminalreporter.write_line(line)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from mxfp4_validate import catalogue
-from mxfp4_validate.backends import registry
 from mxfp4_validate.catalogue import Check, Item
 from mxfp4_validate.errors import UsageError
 
+DEFAULT_BACKEND = "sm90-cutlass"
 DEFAULT_CATALOGUE = "mxfp4_validate.catalogue:CHECKS"
 
 
 def split_specs(values: Iterable[str]) -> tuple[str, ...]:
     """Backends from a repeatable option whose values may be comma lists, each once and in order; the default if there are none."""
     found = dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip())
-    return tuple(found) or (registry.DEFAULT,)
+    return tuple(found) or (DEFAULT_BACKEND,)
 
 
 def load_checks(target: str) -> tuple[Check, ...]:
@@ -69,7 +69,8 @@ class Selection:
         return [item for item in self.planned[spec] if item.check.family == family]
 
     def _nothing(self, items: Sequence[Item]) -> str:
-        for option, glob, names in (("--case", self.case, {i.case.case_id for i in items}), ("--check", self.check, {i.check.name for i in items})):
+        cases, checks = {item.case.case_id for item in items}, {item.check.name for item in items}
+        for option, glob, names in (("--case", self.case, cases), ("--check", self.check, checks)):
             if glob is not None and not any(_matches(name, glob) for name in names):
                 near = get_close_matches(glob, sorted(names), n=3, cutoff=0.3) or sorted(names)[:3]
                 return f"{option} {glob!r} matches none of {len(names)} names for {', '.join(self.devices)}; near: {', '.join(near)}"
@@ -78,11 +79,6 @@ class Selection:
 
 def _matches(name: str, glob: str | None) -> bool:
     return glob is None or name == glob or fnmatchcase(name, glob)
-
-
-def devices_of(specs: Sequence[str], ask: Callable[[str], str]) -> dict[str, str]:
-    """The device of each backend: known for registered ones, asked of the others."""
-    return {spec: registry.device_of(spec) or ask(spec) for spec in specs}
 
 
 def wrong_markers(expression: str, registered: Iterable[str]) -> list[str]:

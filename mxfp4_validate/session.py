@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mxfp4_validate import manifest, provenance
 from mxfp4_validate.catalogue import FAMILIES, Item
 from mxfp4_validate.errors import UsageError
-from mxfp4_validate.records.store import Result, Store, new_run_id, now
+from mxfp4_validate.records.store import Result, Store, now
 from mxfp4_validate.reporting import terminal
 from mxfp4_validate.selection import Selection
-from mxfp4_validate.worker import protocol
 from mxfp4_validate.worker.protocol import Answer
 
+#: Where a result travels on a report, as JSON: what xdist carries to the controller.
+ATTRIBUTE = "mxfp4_result"
 #: Families that one suite's file holds: whoever collects one of a file's families has to find them all.
 _FILES = (("layout",), tuple(family for family in FAMILIES if family != "layout"))
 
@@ -28,7 +31,6 @@ class Run:
     selection: Selection
     record: Path | None
     settings: Mapping[str, object]
-    run_id: str
     expected: dict[str, tuple[str, Item]] = field(default_factory=dict)  # by pytest's node id
     results: dict[str, Result] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
@@ -39,16 +41,16 @@ class Run:
     @classmethod
     def build(
         cls, selection: Selection, counts: Mapping[str, Mapping[str, int]] | None, *,
-        record: str | None, run_id: str | None, settings: Mapping[str, object],
+        record: str | None, settings: Mapping[str, object],
     ) -> Run:
         """A run whose catalogue holds what the manifest says; `UsageError` names what is missing."""
         wrong = []
         for device in sorted(set(selection.devices.values())) if counts is not None else ():
-            spec = next(s for s, d in selection.devices.items() if d == device)
-            wrong += manifest.differences((counts or {}).get(device, {}), manifest.count(selection.planned[spec]), f"catalogue for {device}")
+            planned = next(selection.planned[spec] for spec, d in selection.devices.items() if d == device)
+            wrong += manifest.differences((counts or {}).get(device, {}), manifest.count(planned), f"catalogue for {device}")
         if wrong:
             raise UsageError("\n".join([*wrong, "if that is meant, run: mxfp4-validate list --manifest > mxfp4_validate/manifest.toml"]))
-        return cls(selection, Path(record) if record else None, settings, run_id or new_run_id())
+        return cls(selection, Path(record) if record else None, settings)
 
     def order(self, spec: str, item: Item) -> tuple[int, bool, str, int]:
         """Sort key: a backend's small shapes first, then shape by shape, so that the one layer a child keeps is used."""
@@ -72,7 +74,7 @@ class Run:
             if name in known:
                 self.expected[nodeid] = known[name]
         if self.expected and self.record is not None and self.store is None:
-            self.store = Store.create(self.record / f"{self.run_id}.sqlite", self.settings, provenance.collect())
+            self.store = Store.create(self.record, self.settings, provenance.collect())
 
     def expected_backends(self) -> list[str]:
         """Backends with at least one expected item."""
@@ -80,20 +82,19 @@ class Run:
 
     def note_availability(self, spec: str, answer: Answer) -> None:
         """Remember, for the header and the summary, whether a backend can run here."""
-        said = provenance.redact(answer.message).strip().splitlines() or [""]
-        lines = {
-            protocol.PASSED: "available" + "".join(f", {name} {value}" for name, value in answer.facts.items()),
-            protocol.UNAVAILABLE: f"unavailable: {said[0]}",
-        }
-        self.facts[spec] = lines.get(answer.outcome, f"cannot be asked: {answer.outcome}: {said[-1]}")
+        said = anonymous(answer.message).strip().splitlines() or [""]
+        if answer.outcome == "passed":
+            self.facts[spec] = "available" + "".join(f", {name} {value}" for name, value in answer.metrics.items())
+        else:
+            self.facts[spec] = f"{answer.outcome}: {said[0]}"
 
     def result(self, spec: str, item: Item, answer: Answer, worker: str) -> Result:
         """An answer as it is recorded."""
-        message = answer.message if answer.outcome in (protocol.PASSED, protocol.FAILED, protocol.UNAVAILABLE) else _with_log(answer)
-        metrics = {str(name): value for name, value in answer.metrics.items()}
         check = item.check
-        return Result(item.item_id, check.name, check.family, item.case.case_id, spec, answer.outcome, provenance.redact(message), metrics,
-                      answer.seconds, worker, now())
+        return Result(
+            item.item_id, check.name, check.family, item.case.case_id, spec, answer.outcome, anonymous(answer.message), answer.metrics,
+            answer.seconds, worker, now(),
+        )
 
     def add(self, nodeid: str, result: Result) -> None:
         """Keep and store a result."""
@@ -105,7 +106,11 @@ class Run:
         """An expected item that failed outside its check, e.g. because an xdist worker died."""
         if nodeid in self.expected and nodeid not in self.results:
             spec, item = self.expected[nodeid]
-            self.add(nodeid, self.result(spec, item, Answer(protocol.ERROR, text), ""))
+            self.add(nodeid, self.result(spec, item, Answer("error", text), ""))
+
+    def note_problems(self, problems: Iterable[str]) -> None:
+        """What an xdist worker found wrong; most find the same."""
+        self.problems += [problem for problem in problems if problem not in self.problems]
 
     def missing(self) -> list[str]:
         """Expected items without a result."""
@@ -117,17 +122,17 @@ class Run:
         missing = self.missing()
         if missing:
             self.problems.append(f"{len(missing)} of {len(self.expected)} items have no result, first {missing[0]}")
-        if outcomes - {protocol.PASSED, protocol.UNAVAILABLE}:
+        if outcomes - {"passed", "unavailable"}:
             return 1
         if self.problems:
             return 4
-        return 5 if self.expected and outcomes <= {protocol.UNAVAILABLE} and not self.others else 0
+        return 5 if self.expected and outcomes <= {"unavailable"} and not self.others else 0
 
     def summary(self) -> list[str]:
         """Terminal lines of what there is now."""
         planned = Counter((spec, item.check.family) for spec, items in self.selection.planned.items() for item in items)
         lines = terminal.summary(list(self.results.values()), planned, self.facts)
-        if all(result.outcome == protocol.UNAVAILABLE for result in self.results.values()):
+        if all(result.outcome == "unavailable" for result in self.results.values()):
             lines.append("NOTHING WAS TESTED; without a GPU run the twin: --backend emulate:sm90-cutlass")
         if self.store is not None:
             lines.append(f"record: {self.store.path}")
@@ -138,6 +143,33 @@ class Run:
             self.store.close()
 
 
+class Reporting:
+    """Registered with pytest where all reports arrive: keeps the results and settles the exit status from them."""
+
+    def __init__(self, run: Run, collect_only: bool) -> None:
+        self.run, self.collect_only = run, collect_only
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.nodeid not in self.run.expected:
+            self.run.others += report.when == "call"
+        elif hasattr(report, ATTRIBUTE):
+            self.run.add(report.nodeid, Result.from_json(getattr(report, ATTRIBUTE)))
+        elif report.failed:
+            self.run.add_failure(report.nodeid, report.longreprtext)
+
+    def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
+        if exitstatus == 0 and not self.collect_only:
+            session.exitstatus = self.run.verdict()
+        if self.run.store is not None:
+            self.run.store.finish(int(session.exitstatus))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.run.expected:
+            terminalreporter.section("MXFP4 validation")
+            for line in self.run.summary():
+                terminalreporter.write_line(line)
+
+
 def properties(result: Result) -> list[tuple[str, object]]:
     """What JUnit shows of a result: names, seed, tactic and every scalar metric."""
     scalars = {name: value for name, value in result.metrics.items() if isinstance(value, bool | int | float | str)}
@@ -146,23 +178,34 @@ def properties(result: Result) -> list[tuple[str, object]]:
     return [*fixed.items(), *((name, value) for name, value in scalars.items() if name not in fixed)]
 
 
-def failure(spec: str, item: Item, result: Result, log: str, fault: str | None = None) -> str:
+def failure(item: Item, result: Result, fault: str | None = None) -> str:
     """The text of a failed item: what, how to repeat it, on what, and then the check's own words."""
     case, shape = item.case, item.case.shape
-    repro = ["mxfp4-validate", "kernel", *(["-m", "layout"] if item.check.family == "layout" else []), "--backend", spec]
+    repro = ["mxfp4-validate", "kernel", *(["-m", "layout"] if item.check.family == "layout" else []), "--backend", result.backend]
     repro += ["--case", case.case_id, "--check", item.check.name, *(["--fault", fault] if fault else [])]
     tactic = f", tactic {result.metrics['tactic']}" if "tactic" in result.metrics else ""
-    lines = [
+    return "\n".join((
         f"{case.case_id}: {item.check.name} {result.outcome.upper()} ({item.check.proves})",
         f"repro: {shlex.join(repro)}",
-        f"backend {spec}{tactic}; {shape.name}: E={shape.num_experts} H={shape.hidden_size} I={shape.intermediate_size} "
+        f"backend {result.backend}{tactic}; {shape.name}: E={shape.num_experts} H={shape.hidden_size} I={shape.intermediate_size} "
         f"top_k={shape.top_k} M={case.num_tokens}, routing {case.routing}, seed {case.seed}",
         result.message,
+    ))
+
+
+def header() -> list[str]:
+    """The lines above a run: versions, GPUs and, loudly, what is known to be bad."""
+    found = provenance.versions()
+    cards = [f"{g['name']}, capability {g['compute_cap']}, {g['memory']}, driver {g['driver']}" for g in provenance.gpus()]
+    named = ", ".join(f"{name} {found.get(name, 'not installed')}" for name in ("mxfp4-validate", "torch", "flashinfer-python", "sglang"))
+    return [
+        f"mxfp4: {named}",
+        f"mxfp4 gpu: {'; '.join(cards) or 'none found by nvidia-smi'}",
+        *(f"mxfp4 NOTICE: {notice}" for notice in provenance.notices(os.environ, found)),
     ]
-    if log and result.outcome == protocol.FAILED:  # for the other outcomes the log is part of the message
-        lines += ["--- what the worker printed ---", provenance.redact(log)]
-    return "\n".join(lines)
 
 
-def _with_log(answer: Answer) -> str:
-    return f"{answer.message}\n--- what the worker printed ---\n{answer.log}" if answer.log else answer.message
+def anonymous(text: str) -> str:
+    """Text without the home folder: tracebacks and logs carry it, and records are passed on."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text

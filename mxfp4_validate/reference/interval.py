@@ -94,12 +94,14 @@ def silu(gate: Tensor, alpha: float) -> Tensor:
 LOG2_E = 1.44269502162933349609375  # fp32's log2 e
 
 
-def _fast_product(gate: Tensor, up: Tensor, alpha: float, beta: float) -> Tensor:
-    """The activation as fast math computes it, were its 2^t and its reciprocal correctly rounded: float64 holding float32 numbers."""
+def _fast_quotient(gate: Tensor, up: Tensor, alpha: float, beta: float) -> Tensor:
+    """The activation as fast math compiles it, were its 2^t and its division correctly rounded: float64 holding float32 numbers.
+
+    g * (1 / (1 + e)) becomes one quotient g / (1 + e): of ten ways to round, this one left the fewest bits different on a Hopper GPU.
+    """
     z = _fp32(gate * torch.tensor(alpha, dtype=torch.float32).double())
     power = _fp32(torch.exp2(_fp32(-z * LOG2_E)))
-    sigmoid = _fp32(1.0 / _fp32(1.0 + power))
-    return _fp32(_fp32(gate * sigmoid) * _fp32(up + beta))
+    return _fp32(_fp32(gate / _fp32(1.0 + power)) * _fp32(up + beta))
 
 
 def _clamp(gate: Tensor, up: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
@@ -119,7 +121,7 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     if h.low is None and not model.silu_bf16:
         centre = silu(gate, alpha) * _fp32(up + beta)
         error = activation_error(centre, gate, alpha)
-        value = _fast_product(gate, up, alpha, beta) if model.fast_exp else centre
+        value = _fast_quotient(gate, up, alpha, beta) if model.fast_exp else centre
         return _rounded(value, centre - error, centre + error)
     s = silu(gate, alpha)
     s_low, s_high = torch.minimum(*(ends := (silu(gate_low, alpha), silu(gate_high, alpha)))), torch.maximum(*ends)
@@ -134,7 +136,7 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     corners = torch.stack([a * _fp32(b + beta) for a in (s_low, s_high) for b in (up_low, up_high)])
     low, high = corners.amin(0), corners.amax(0)
     low, high = low - activation_error(low, reach, alpha), high + activation_error(high, reach, alpha)
-    value = _fast_product(gate, up, alpha, beta) if model.fast_exp else s * _fp32(up + beta)
+    value = _fast_quotient(gate, up, alpha, beta) if model.fast_exp else s * _fp32(up + beta)
     return _rounded(value, low, high)
 
 

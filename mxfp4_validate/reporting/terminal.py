@@ -12,15 +12,23 @@ _WORST = {"bit_equal": min, "unexplained": max, "different": max}
 
 def summary(results: Sequence[Result], planned: Mapping[tuple[str, str], int], facts: Mapping[str, str]) -> list[str]:
     """Lines for `planned` items by (backend, family) and the results there are; `facts` has a line of facts by backend."""
-    rows = [("backend", "family", "passed", "failed", "skipped", "not run", "worst")]
+    rows = [["backend", "family", "passed", "failed", "skipped", "not run", "worst"]]
     for (backend, family), total in planned.items():
         mine = [r for r in results if (r.backend, r.family) == (backend, family)]
         passed, skipped = (sum(r.outcome == outcome for r in mine) for outcome in ("passed", "unavailable"))
-        rows.append((backend, family, *map(str, (passed, len(mine) - passed - skipped, skipped, total - len(mine))), worst(mine)))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    table = ["  ".join([f"{cell:<{w}}" if i < 2 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=False))] + [row[6]]).rstrip()
-             for row in rows]
-    return [*(f"{backend}: {line}" for backend, line in facts.items()), *table, *_how(results), *_findings(results), *_untested(results, planned)]
+        rows.append([backend, family, *map(str, (passed, len(mine) - passed - skipped, skipped, total - len(mine))), worst(mine)])
+    lines = [f"{backend}: {line}" for backend, line in facts.items()] + _aligned(rows)
+    return lines + _how(results) + _findings(results) + _untested(results, planned)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names to the left, counts to the right, the last column as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join([*cells[:-1], row[-1]]).rstrip())
+    return lines
 
 
 def worst(results: Sequence[Result]) -> str:
@@ -41,8 +49,9 @@ def _how(results: Sequence[Result]) -> list[str]:
 
 def _findings(results: Sequence[Result]) -> list[str]:
     """What passed but must be known: metrics `finding` or `waiver`, and retries."""
-    lines = [f"{name}: {r.backend} {r.item_id}: {r.metrics[name]}" for name in ("finding", "waiver") for r in results if r.metrics.get(name)]
-    retried = [r.item_id for r in results if r.outcome == "passed" and r.metrics.get("retried_after_oom")]
+    named = [(name, r) for name in ("finding", "waiver") for r in results if r.metrics.get(name)]
+    lines = [f"{name}: {r.backend} {r.item_id}: {r.metrics[name]}" for name, r in named]
+    retried = [r.item_id for r in results if r.outcome == "passed" and r.metrics.get("oom_retries")]
     return lines + [f"passed only alone, after running out of memory: {item}" for item in retried]
 
 
