@@ -136,6 +136,7 @@ def test_combine_adds_in_fp32_in_rank_order_and_rounds_once() -> None:
     assert combine(one(2.0**24, 1, -(2.0**24))).item() == 0, "the 1 is lost in fp32 in this order"
     assert combine(one(2.0**24, -(2.0**24), 1)).item() == 1
     assert combine_exact(one(2.0**24, 1, -(2.0**24))).item() == 1
+    assert combine([torch.tensor([[257.0]]), torch.tensor([[1.0]])]).item() == 258, "fp32 partials are not rounded first"
     assert combine(one(3)).dtype == torch.bfloat16
     assert combine_exact(one(3)).dtype == torch.float64
 

@@ -94,7 +94,7 @@ def test_deepseek_v4_by_hand(premultiply: bool, factor: float) -> None:
 
 def test_deepseek_v4_without_renormalising() -> None:
     logits = normal(1, 30, 16)
-    ids, weights = route_deepseek_v4(logits, None, 6, 2.5, False, premultiply=True)
+    ids, weights = route_deepseek_v4(logits, None, 6, routed_scaling_factor=2.5, renormalise=False)
     close(weights, 2.5 * sqrt_softplus(logits).gather(1, ids), "bare scores times the factor")
 
 
@@ -105,7 +105,7 @@ def test_hash_reads_the_table_and_the_learned_scores() -> None:
     assert torch.equal(ids, table[tokens].long())
     scores = sqrt_softplus(logits).gather(1, ids)
     close(weights, scores / scores.sum(1, keepdim=True), "scores of the table's experts")
-    scaled = route_hash(logits, table, tokens, 1.5, premultiply=True)[1]
+    scaled = route_hash(logits, table, tokens, routed_scaling_factor=1.5)[1]
     close(scaled, 1.5 * weights, "premultiplied")
 
 
@@ -114,6 +114,10 @@ def test_default_tables_are_recognised(vocab: int, top_k: int, experts: int) -> 
     table = default_tid2eid(vocab, top_k, experts)
     assert table.tolist() == [[(t + j) % experts for j in range(top_k)] for t in range(vocab)]
     assert looks_default(table.int())
+    assert looks_default(table, experts)
+    assert looks_default(torch.zeros_like(table), experts)
+    wraps = experts > 1 and vocab + top_k - 1 > experts
+    assert looks_default(table, experts + 1) != wraps, "a table that wraps belongs to one E; zeros and short ones to several"
     assert looks_default(torch.zeros_like(table)), "transformers' initial zeros"
 
 
@@ -154,6 +158,7 @@ BAD = {
     "entry beyond experts": (
         UsageError, r"tid2eid entry 8 .*8 experts", lambda: route_hash(LOGITS, TABLE + 1, torch.arange(5) + 5, premultiply=True)
     ),
+    "looks default k > E": (UsageError, r"top_k=3", lambda: looks_default(TABLE, 2)),
     "float table": (ShapeError, r"tid2eid", lambda: looks_default(TABLE.double())),
     "empty table": (ShapeError, r"not empty", lambda: looks_default(TABLE[:0])),
     "default k > E": (UsageError, r"top_k=9", lambda: default_tid2eid(10, 9, 8)),

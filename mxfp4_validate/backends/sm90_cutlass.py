@@ -126,11 +126,11 @@ class Sm90Cutlass:
             return self._call(prepared, inputs, activation, parallel, out)
 
     def tune(self, prepared: Sm90Weights, inputs: MoeInputs, activation: Activation) -> Tactic:
-        """Let FlashInfer tune for these inputs; returns the profiles it will use from now on."""
+        """Let FlashInfer tune for this number of tokens (a power of two, one bucket); returns the profiles it will use from now on."""
         from flashinfer import autotune
         from flashinfer.autotuner import AutoTuner
 
-        with autotune(True):
+        with autotune(True, tuning_buckets=(inputs.x.shape[0],)):
             self._call(prepared, inputs, activation, SINGLE, None)
         picked: list[int] = []
         original = AutoTuner.choose_one

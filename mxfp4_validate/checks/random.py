@@ -7,12 +7,11 @@ import torch
 from mxfp4_validate.cases import MoeCase, Routing
 from mxfp4_validate.checks.calls import call
 from mxfp4_validate.checks.context import Context
-from mxfp4_validate.comparison.explained import require_close_to_exact, require_explained, tile_errors
+from mxfp4_validate.comparison.explained import least_equal, require_close_to_exact, require_explained, tile_errors
 from mxfp4_validate.errors import CheckFailed
 from mxfp4_validate.formats import e2m1
 from mxfp4_validate.reference.exact import exact_moe, exact_stages
 from mxfp4_validate.reference.twin import twin_moe
-from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, UNORDERED_BIT_EQUAL_SHARE
 
 #: float64 over every weight is slow; up to this many tokens the twin itself is held against it.
 EXACT_TOKENS = 129
@@ -24,8 +23,7 @@ def twin(ctx: Context, case: MoeCase) -> dict[str, object]:
     inputs, activation, model = ctx.inputs(case), case.shape.activation, ctx.backend.rounding()
     out = call(ctx, prepared, inputs, activation)
     expected = twin_moe(weights, inputs, activation, model)
-    least = BIT_EQUAL_SHARE.value if model.ordered else UNORDERED_BIT_EQUAL_SHARE.value
-    metrics = require_explained(out, expected, f"{case.case_id} against the twin of {model.name}", least_equal=least)
+    metrics = require_explained(out, expected, f"{case.case_id} against the twin of {model.name}", share=least_equal(model))
     metrics |= tile_errors(out, expected.value)
     if case.num_tokens <= EXACT_TOKENS:
         exact = exact_moe(weights, inputs, activation, model.e8m0)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mxfp4_validate.comparison.bits import describe_first, differs, where
 from mxfp4_validate.errors import CheckFailed
+from mxfp4_validate.reference.rounding import RoundingModel
 from mxfp4_validate.reference.twin import Twin
-from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, EXACT_RELATIVE_L2
+from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, EXACT_RELATIVE_L2, SHARE_TOKENS, UNORDERED_BIT_EQUAL_SHARE
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,24 @@ def _max_ulps(candidate: Tensor, expected: Tensor) -> float:
     return float(((candidate.double() - expected.double()).abs() / step).nan_to_num(nan=torch.inf).max())
 
 
-def require_explained(candidate: Tensor, twin: Twin, what: str, *, least_equal: float = BIT_EQUAL_SHARE.value) -> dict[str, object]:
-    """Metrics if nothing is unexplained and at least `least_equal` of the bits are the twin's; else `CheckFailed`.
+def least_equal(model: RoundingModel) -> float:
+    """The share of bits that must be the twin's, by whether the model's summation order is the backend's own."""
+    return BIT_EQUAL_SHARE.value if model.ordered else UNORDERED_BIT_EQUAL_SHARE.value
 
-    A share below 1 - 1/elements cannot be asked of few elements, so one ambiguous element is always allowed.
+
+def require_explained(candidate: Tensor, twin: Twin, what: str, *, share: float = BIT_EQUAL_SHARE.value) -> dict[str, object]:
+    """Metrics if nothing is unexplained and at least `share` of the bits are the twin's; else `CheckFailed`.
+
+    The share is asked of at least `SHARE_TOKENS` rows; of fewer, only that nothing is unexplained.
     """
     result = compare(candidate, twin)
-    allowed = max(1.0, (1.0 - least_equal) * result.elements)
+    enough = candidate.shape[0] >= SHARE_TOKENS.value
+    allowed = max(1.0, (1.0 - share) * result.elements) if enough else result.elements
     if result.unexplained == 0 and result.different <= allowed:
         return result.metrics()
     different = differs(candidate, twin.value)
     wrong = different & ~((candidate >= twin.lower) & (candidate <= twin.upper)) if result.unexplained else different
-    kind = "unexplained" if result.unexplained else f"different, more than the {1 - least_equal:.2%} that intrinsics move"
+    kind = "unexplained" if result.unexplained else f"different, more than the {1 - share:.2%} that intrinsics move"
     row_error = _row_error(candidate, twin.value)
     worst = row_error.topk(min(4, row_error.numel()))
     raise CheckFailed(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mxfp4_validate.errors import ShapeError, UsageError
 from mxfp4_validate.formats.e2m1 import require_uint8
 from mxfp4_validate.formats.mxfp4 import BLOCK
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class LayoutUnknown(UsageError):
+    from torch import Tensor
+
+
+class LayoutUnknown(UsageError):  # noqa: N818 - named after what happened, as the other classes of errors.py are
     """The installed kernel's scale helper returned something that is neither layout A nor layout B."""
 
 
@@ -55,7 +58,7 @@ class Layout:
         return self.scales_forward(scale)
 
     def unpack_scales(self, packed: Tensor) -> Tensor:
-        """Inverse of `pack_scales`: -> [E, N, K/32] uint8."""
+        """Inverse of `pack_scales`: -> [E, N, K/32] uint8. Raises `ShapeError` for scales of another layout's shape."""
         require_uint8(packed, "packed scales")
         return self.scales_inverse(packed)
 
@@ -71,6 +74,6 @@ def check_weights(weight: Tensor) -> None:
     _check_3d(weight, "weights", "[E, N, K/2]")
     _, rows, half_k = weight.shape
     if rows % 16:
-        raise ShapeError(f"weights {tuple(weight.shape)}: N = {rows} is not a multiple of 16; the vendor helper would reach outside the expert")
+        raise ShapeError(f"weights {tuple(weight.shape)}: N = {rows} is not a multiple of 16; the vendor's kernel would leave the expert")
     if half_k % 32:
-        raise ShapeError(f"weights {tuple(weight.shape)}: K = {2 * half_k} is not a multiple of 64; the vendor helper would leave a tail unwritten")
+        raise ShapeError(f"weights {tuple(weight.shape)}: K = {2 * half_k} is no multiple of 64; the vendor's kernel would skip the tail")

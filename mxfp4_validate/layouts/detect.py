@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from mxfp4_validate.layouts.base import Layout, LayoutUnknown
 from mxfp4_validate.layouts.sm90_a import SM90_A
 from mxfp4_validate.layouts.sm90_b import SM90_B
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+#: What every message ends with.
+WAY_OUT = "this FlashInfer version is not known here: install 0.6.11 to 0.6.15 (A), or 0.6.18 or later (B)"
 
 
 def detect(scale_helper: Callable[[Tensor], Tensor]) -> Layout:
@@ -26,7 +33,9 @@ def detect(scale_helper: Callable[[Tensor], Tensor]) -> Layout:
         expected = layout.pack_scales(probe)
         if found.shape == expected.shape and torch.equal(found.cpu(), expected):
             return layout
+        if found.shape == expected.shape:
+            raise LayoutUnknown(f"the vendor's scale helper returned the shape of layout {layout.name} but other bytes; {WAY_OUT}")
     raise LayoutUnknown(
-        f"the vendor's scale helper turned [1, 64, 4] into {tuple(found.shape)}, neither layout A [1, 1, 256] nor layout B [1, 1, 1, 16, 16]; "
-        "this FlashInfer version is not known to this package"
+        f"the vendor's scale helper turned [1, 64, 4] into {list(found.shape)}, neither layout A [1, 1, 256] nor "
+        f"layout B [1, 1, 1, 16, 16]; {WAY_OUT}"
     )

@@ -1,18 +1,21 @@
 """The same bijections as one pass over GPU memory: a thread takes 8 bytes of rows i and i + 8 and writes 16 bytes of one row.
 
-In both layouts word (row 16R + i, bytes 16j + 8m ..) and the word 8 rows below it become the 16 bytes at row 16R + i + 8m, byte 16j (layout
-A) or row 16R + i + 8m', byte 16j' with (m', j') the pair (j, m) regrouped (layout B). The source is compiled by torch's own NVRTC at first
-use; where torch lacks it, the tensor code of `sm90_a` and `sm90_b` serves GPUs too. Both are held against each other by the layout checks.
+In both layouts word (row 16R + i, bytes 16j + 8m ..) and the word 8 rows below it become the 16 bytes at row 16R + i + 8m, byte 16j; the
+layouts differ in what happens between these two words alone. The source is compiled by torch's own NVRTC at first use; where torch lacks
+it, the tensor code of `sm90_a` and `sm90_b` serves GPUs too. Both are held against each other by the layout checks.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 _THREADS = 256
 
@@ -83,8 +86,8 @@ __device__ void inverse_b(u64 w0, u64 w1, u64 &a, u64 &b) {
   }
 }
 
-// One thread a pair: `groups` groups of 16 rows, `words` 8-byte words a row. Source word 2j + m; in layout B m counts 0..3 in
-// fours of words and goes to row half m mod 2, 16-byte unit 2 (words / 4) + m div 2.
+// One thread a pair of words, `words` of them a row. Source word 2j + m goes to row half m, 16-byte unit j; for layout B, whose m
+// counts words in fours, that is row half m mod 2, unit 2p + m div 2.
 extern "C" __global__ void carry(const u64 *from, u64 *to, int pairs, int words, int layout_b, int inverse) {
   long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (k >= pairs) return;
@@ -111,12 +114,12 @@ extern "C" __global__ void carry(const u64 *from, u64 *to, int pairs, int words,
 
 
 @functools.cache
-def _kernel(runs: tuple[tuple[int, int, int], ...]) -> Callable[..., Any] | None:
-    """The compiled kernel, or None where this torch cannot compile one."""
+def _kernel(runs: tuple[tuple[int, int, int], ...], device: int) -> Callable[..., Any] | None:
+    """The kernel compiled for the current device, number `device`, or None where this torch cannot compile one."""
     compile_kernel = getattr(torch.cuda, "_compile_kernel", None)
     if compile_kernel is None:
         return None
-    source = _SOURCE.replace("RUNS", ", ".join("{%d, %d, %d}" % run for run in runs or ((0, 0, 1),)))
+    source = _SOURCE.replace("RUNS", ", ".join(f"{{{a}, {b}, {n}}}" for a, b, n in runs or ((0, 0, 1),)))
     try:
         return compile_kernel(source, "carry")  # type: ignore[no-any-return]
     except (RuntimeError, OSError):
@@ -125,7 +128,7 @@ def _kernel(runs: tuple[tuple[int, int, int], ...]) -> Callable[..., Any] | None
 
 def carry(weight: Tensor, runs: tuple[tuple[int, int, int], ...], layout_b: bool, inverse: bool) -> Tensor | None:
     """Pack (or unpack) [E, N, K/2] uint8 on its GPU; None where the kernel does not serve, and the caller's tensor code must."""
-    if weight.device.type != "cuda" or weight.numel() == 0 or (kernel := _kernel(runs)) is None:
+    if weight.device.type != "cuda" or weight.numel() == 0:
         return None
     weight = weight.contiguous()
     if weight.data_ptr() % 8:
@@ -134,6 +137,8 @@ def carry(weight: Tensor, runs: tuple[tuple[int, int, int], ...], layout_b: bool
     words = weight.shape[2] // 8
     pairs = weight.numel() // 16
     with torch.cuda.device(weight.device):
+        if (kernel := _kernel(runs, torch.cuda.current_device())) is None:
+            return None
         kernel(
             grid=(-(-pairs // _THREADS), 1, 1), block=(_THREADS, 1, 1),
             args=[weight.view(torch.int64), out.view(torch.int64), pairs, words, int(layout_b), int(inverse)],

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
 
 from mxfp4_validate.formats.moe_weights import MoeWeights
 from mxfp4_validate.formats.mxfp4 import BLOCK
-from mxfp4_validate.layouts.base import Layout
-from mxfp4_validate.layouts.rows import pad_halves, pad_to, padded, swap_halves
+from mxfp4_validate.layouts.rows import pad_halves, pad_to, padded, swap_halves, trim_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from mxfp4_validate.layouts.base import Layout
+
+#: Weights are reordered and padded a few experts at a time, so that the copies in flight stay near this size beside source and result.
+CHUNK_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,9 @@ def prepare_sm90(weights: MoeWeights, layout: Layout) -> Sm90Weights:
     """Swap [gate; up] to [up; gate], pad each half and each K to 128, pack. Raises `ShapeError` for what the layout cannot hold."""
     H, I = padded(weights.hidden_size), padded(weights.intermediate_size)  # noqa: E741
     return Sm90Weights(
-        fc1=layout.pack_weights(pad_halves(swap_halves(weights.w13), I, H // 2)),
+        fc1=_pack(weights.w13, layout, (2 * I, H // 2), lambda t: pad_halves(swap_halves(t), I, H // 2)),
         fc1_scale=layout.pack_scales(pad_halves(swap_halves(weights.w13_scale), I, H // BLOCK)),
-        fc2=layout.pack_weights(pad_to(weights.w2, H, I // 2)),
+        fc2=_pack(weights.w2, layout, (H, I // 2), lambda t: pad_to(t, H, I // 2)),
         fc2_scale=layout.pack_scales(pad_to(weights.w2_scale, H, I // BLOCK)),
         fc1_bias=None if weights.w13_bias is None else pad_halves(swap_halves(weights.w13_bias), I),
         fc2_bias=None if weights.w2_bias is None else pad_to(weights.w2_bias, H),
@@ -58,6 +68,17 @@ def prepare_sm90(weights: MoeWeights, layout: Layout) -> Sm90Weights:
         intermediate_size=weights.intermediate_size,
         layout=layout.name,
     )
+
+
+def _pack(weight: Tensor, layout: Layout, shape: tuple[int, int], arrange: Callable[[Tensor], Tensor]) -> Tensor:
+    """Packed bytes [E, *shape] of `arrange(weight)`, a few experts at a time."""
+    step = max(1, CHUNK_BYTES // (shape[0] * shape[1]))
+    if weight.shape[0] <= step:
+        return layout.pack_weights(arrange(weight))
+    out = weight.new_empty((weight.shape[0], *shape))
+    for source, target in zip(torch.split(weight, step), torch.split(out, step), strict=True):
+        target.copy_(layout.pack_weights(arrange(source)))
+    return out
 
 
 def unpack_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
@@ -72,20 +93,6 @@ def unpack_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
     )
 
 
-def _trim_halves(t: Tensor, half_rows: int, width: int | None = None) -> Tensor:
-    t = t.unflatten(1, (2, -1))[:, :, :half_rows]
-    return (t if width is None else t[..., :width]).flatten(1, 2)
-
-
 def unprepare_sm90(prepared: Sm90Weights, layout: Layout) -> MoeWeights:
     """Inverse of `prepare_sm90`: the canonical weights, pads dropped."""
-    H, I = prepared.hidden_size, prepared.intermediate_size  # noqa: E741
-    seen = unpack_sm90(prepared, layout)
-    return MoeWeights(
-        w13=_trim_halves(seen.w13, I, H // 2),
-        w13_scale=_trim_halves(seen.w13_scale, I, H // BLOCK),
-        w2=seen.w2[:, :H, : I // 2].contiguous(),
-        w2_scale=seen.w2_scale[:, :H, : I // BLOCK].contiguous(),
-        w13_bias=None if seen.w13_bias is None else _trim_halves(seen.w13_bias, I),
-        w2_bias=None if seen.w2_bias is None else seen.w2_bias[:, :H].contiguous(),
-    )
+    return trim_layer(unpack_sm90(prepared, layout), prepared.hidden_size, prepared.intermediate_size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxfp4_validate.errors import ShapeError
 from mxfp4_validate.layouts import gpu
 from mxfp4_validate.layouts.base import Layout
 
@@ -23,7 +24,8 @@ def _chunked(weight: Tensor, one: object) -> Tensor:
     assert callable(one)
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
     per_expert = max(1, weight[0].numel()) if weight.shape[0] else 1
-    for block, target in zip(weight.split(step := max(1, SCRATCH_BYTES // per_expert)), out.split(step), strict=True):
+    step = max(1, SCRATCH_BYTES // per_expert)
+    for block, target in zip(torch.split(weight, step), torch.split(out, step), strict=True):
         one(block, target)
     return out
 
@@ -56,6 +58,8 @@ def _scales_forward(scale: Tensor) -> Tensor:
 
 
 def _scales_inverse(packed: Tensor) -> Tensor:
+    if packed.dim() != 3 or packed.shape[2] % 4:
+        raise ShapeError(f"packed scales {tuple(packed.shape)} are not layout A's [E, K/128, 4N]; another layout packed them")
     E, blocks, width = packed.shape
     return packed.reshape(E, blocks, width // 4, 4).permute(0, 2, 1, 3).reshape(E, width // 4, blocks * 4)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mxfp4_validate.errors import ShapeError
 from mxfp4_validate.layouts import gpu
 from mxfp4_validate.layouts.base import Layout
 from mxfp4_validate.layouts.sm90_a import _chunked
@@ -69,6 +70,8 @@ def _scales_forward(scale: Tensor) -> Tensor:
 
 
 def _scales_inverse(packed: Tensor) -> Tensor:
+    if packed.dim() != 5 or packed.shape[3:] != (16, 16):
+        raise ShapeError(f"packed scales {tuple(packed.shape)} are not layout B's [E, N/64, K/128, 16, 16]; another layout packed them")
     E, row_blocks, k_blocks = packed.shape[:3]
     return packed.reshape(E, row_blocks, k_blocks, 16, 4, 4).permute(0, 1, 4, 3, 2, 5).reshape(E, row_blocks * 64, k_blocks * 4)
 

@@ -7,7 +7,7 @@ exactly. The test is made per element, so it also tells on real weights where bi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from torch import Tensor
 from mxfp4_validate.cases import Activation
 from mxfp4_validate.formats import mxfp4
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
+from mxfp4_validate.reference.activation import swiglu
 from mxfp4_validate.reference.gemm import least_bit
-from mxfp4_validate.reference.interval import Interval, activate, round_bf16
+from mxfp4_validate.reference.interval import DEAD, Interval, activate, round_bf16
 from mxfp4_validate.reference.rounding import RoundingModel
 from mxfp4_validate.tolerances import CERTIFICATE_QUANTA
 
 _BLOCK_ELEMENTS = 1 << 27
+#: alpha * gate from which 1 - sigmoid < 3.4e-4, under an eighth of a bf16 step: any rounding of the activation takes it for 1.
+SATURATED = 8.0
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,22 @@ def _expert(weights: MoeWeights, expert: int, x: Tensor, activation: Activation,
     certain = (low == high) & sums[:, :half] & sums[:, half:]
     flat = (h.value.double() == total).view(-1, 2, half).all(1) & (pre.value.double() == _plus(h.value.double(), weights.w13_bias, expert)).view(-1, 2, half).all(1)
     a = act.value.double()
+    flat &= _unrounded(pre.value.double(), activation) == a
     y = a @ w2.t()
     used = (w2 != 0).double().t()
     sure = exact_in_any_order(a, w2) & ((~certain).double() @ used == 0)
     rounded = round_bf16(y.float()).double()
     plain = (rounded == y) & ((~(certain & flat)).double() @ used == 0)
     return _plus(rounded, weights.w2_bias, expert).float().double(), sure, plain
+
+
+def _unrounded(pre: Tensor, activation: Activation) -> Tensor:
+    """The activation [m, I] that class A demands exactly: g (u + beta) where the sigmoid is saturated at 1 in bf16, 0 where it is dead."""
+    gate, up = pre.chunk(2, dim=-1)
+    linear = swiglu(gate, up, replace(activation, alpha=0.0), fminmax=True) * 2  # sigmoid(0) is 1/2
+    z = activation.alpha * gate.clamp(max=torch.inf if activation.limit is None else activation.limit)
+    exact = swiglu(gate, up, activation, fminmax=True)
+    return torch.where(z >= SATURATED, linear, torch.where(z < DEAD, 0.0, exact))
 
 
 def _plus(rows: Tensor, bias: Tensor | None, expert: int) -> Tensor:

@@ -53,10 +53,10 @@ def route_deepseek_v4(
     logits: Tensor,
     correction_bias: Tensor | None,
     top_k: int,
+    *,
     routed_scaling_factor: float = 1.5,
     renormalise: bool = True,
-    *,
-    premultiply: bool,
+    premultiply: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Learned layers: top-k of score + correction_bias [E], weights from the bare score. Returns ids [M, k] int64, weights [M, k].
 
@@ -80,10 +80,10 @@ def route_hash(
     logits: Tensor,
     tid2eid: Tensor,
     token_ids: Tensor,
+    *,
     routed_scaling_factor: float = 1.5,
     renormalise: bool = True,
-    *,
-    premultiply: bool,
+    premultiply: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Hash layers: experts from the table tid2eid [vocab, k] by token id [M], weights from the learned scores of logits [M, E].
 
@@ -110,19 +110,21 @@ def default_tid2eid(vocab_size: int, top_k: int, num_experts: int) -> Tensor:
     return (torch.arange(vocab_size)[:, None] + torch.arange(top_k)) % num_experts
 
 
-def looks_default(table: Tensor) -> bool:
-    """Whether a table [vocab, k] of integers was never loaded: sglang's initial `(token + slot) % E` for any E, or transformers' zeros.
+def looks_default(table: Tensor, num_experts: int | None = None) -> bool:
+    """Whether a table [vocab, k] of integers was never loaded: sglang's initial `(token + slot) % E`, or transformers' zeros.
 
-    Such a table routes plausibly and wrong. E need not be known: the largest entry gives it.
-    Raises `ShapeError` unless the table is [vocab, k] integers.
+    Such a table routes plausibly and wrong. E is num_experts; if None, the largest entry gives it.
+    Raises `ShapeError` unless the table is [vocab, k] integers, `UsageError` for num_experts below k.
     """
     _check_table(table)
     table = table.long().cpu()
     vocab, top_k = table.shape
-    largest = int(table.max())
-    if largest < top_k - 1:
-        return not table.any()
-    return bool(torch.equal(table, default_tid2eid(vocab, top_k, largest + 1)))
+    if not table.any():
+        return True
+    experts = int(table.max()) + 1 if num_experts is None else num_experts
+    if num_experts is None and experts < top_k:  # repeats an expert within a row: nobody's default
+        return False
+    return bool(torch.equal(table, default_tid2eid(vocab, top_k, experts)))
 
 
 def _select(scores: Tensor, top_k: int) -> Tensor:

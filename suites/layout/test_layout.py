@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from mxfp4_validate.pytest_plugin import CheckItem
 
-pytestmark = pytest.mark.layout
+pytestmark = [pytest.mark.layout, pytest.mark.kernel]
 
 
 @pytest.mark.family("layout")
