@@ -100,6 +100,9 @@ _ALL = (
     # interleave (the identity at K = 128) and the chunk order of middle tiles both show; the first needs padding as 2880 does.
     _gpt_oss("gpt-oss-mini", 8, 544, 480, production=False),
     _dsv4("dsv4-mini", 512, 512, 16, production=False),
+    # The least that shows every fault of the catalogue, for the fault matrix.
+    _gpt_oss("gpt-oss-tiny", 4, 416, 352, production=False),
+    _dsv4("dsv4-tiny", 384, 384, 8, production=False),
     # The shape on which flashinfer issue #5438 reproduces its race: many experts, many tokens, a narrow second GEMM.
     _dsv4("dsv4-race", 4096, 256, 256, production=False),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from mxfp4_validate import catalogue, manifest, provenance
 from mxfp4_validate.backends import registry
 from mxfp4_validate.catalogue import Item
 from mxfp4_validate.errors import MxfpError
+from mxfp4_validate.fault_bench import BACKEND, FaultBench, render
 from mxfp4_validate.records.store import Result
 from mxfp4_validate.selection import DEFAULT_BACKEND, DEFAULT_CATALOGUE, Selection, load_checks, marker_names, split_specs, wrong_markers
 from mxfp4_validate.session import ATTRIBUTE, Reporting, Run, failure, header, properties
+from mxfp4_validate.worker.parent import Worker
 from mxfp4_validate.worker.pool import Pool, child_environment
 
 MARKERS = {
@@ -221,6 +223,36 @@ def check_item(request: pytest.FixtureRequest) -> CheckItem:
     """One check on one case with one backend."""
     spec, item = request.param
     return CheckItem(request.node, spec, item)
+
+
+@pytest.fixture(scope="session")
+def fault_bench() -> Generator[FaultBench, None, None]:
+    """A worker that runs the fault matrix on the emulating backend."""
+    worker = Worker(BACKEND, child_environment(os.environ))
+    yield FaultBench(worker)
+    worker.close()
+
+
+@pytest.fixture
+def fault_row(record_property: Callable[[str, object], None]) -> Callable[[str, set[str]], None]:
+    """Keep a row of the fault matrix for the summary."""
+    return lambda label, failed: record_property("fault_row", f"{label}|{','.join(sorted(failed))}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The fault matrix, if faults ran."""
+    rows = {
+        label: set(failed.split(","))
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for key, value in getattr(report, "user_properties", ())
+        if key == "fault_row"
+        for label, failed in [value.split("|")]
+    }
+    if rows:
+        terminalreporter.section("fault matrix")
+        for line in render(dict(sorted(rows.items(), key=lambda row: (int(row[0].split("-")[0][1:]), row[0])))):
+            terminalreporter.line(line)
 
 
 @dataclass
