@@ -1,6 +1,6 @@
 """How long the kernel suite's two heavy steps take on a GPU: packing a layer (ours against the vendor's helper) and the ordered twin.
 
-    python benchmarks/kernel.py            needs a Hopper GPU and FlashInfer; prints one line a figure, medians of interleaved runs
+python benchmarks/kernel.py            needs a Hopper GPU and FlashInfer; prints one line a figure, medians of interleaved runs
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from mxfp4_validate.backends.sm90_cutlass import Sm90Cutlass
 from mxfp4_validate.cases import SHAPES, MoeCase
 from mxfp4_validate.checkpoints.synthetic import random_inputs, random_weights

@@ -55,9 +55,7 @@ _SPECIAL = tuple(
     if routing is not Routing.EMPTY or case.shape.num_experts >= 3 * case.shape.top_k - 2
 )
 _CPU_SPECIAL = tuple(
-    case
-    for routing in (Routing.ONE, Routing.ZERO_WEIGHT, Routing.FOREIGN)
-    for case in _cases(*_MINI, tokens=(3, 33), routing=routing)
+    case for routing in (Routing.ONE, Routing.ZERO_WEIGHT, Routing.FOREIGN) for case in _cases(*_MINI, tokens=(3, 33), routing=routing)
 ) + _cases("dsv4-mini", tokens=(17,), routing=Routing.EMPTY)
 _RANDOM_CUDA = (
     *_cases(*_FULL, tokens=TOKEN_COUNTS),
@@ -69,7 +67,9 @@ _ONE_CPU = _cases(*_MINI, tokens=(17,))
 
 
 def _probe(name: str, proves: str) -> Check:
-    return Check(f"probe-{name}", "probe", proves, f"probes:{name}", _CPU, _cases(*_MINI, tokens=TOKEN_COUNTS) + _cases(*_FULL, tokens=(17,)))
+    return Check(
+        f"probe-{name}", "probe", proves, f"probes:{name}", _CPU, _cases(*_MINI, tokens=TOKEN_COUNTS) + _cases(*_FULL, tokens=(17,))
+    )
 
 
 def _relation(name: str, proves: str) -> Check:
@@ -83,28 +83,83 @@ def _parallel(name: str, proves: str, routing: Routing = Routing.RANDOM) -> Chec
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("bytes", "layout", "prepared bytes are the bijection of the canonical ones, pads are zero, nothing is lost", "layout:round_trip",
-          _cases(*_MINI, tokens=(1,)), _cases(*_FULL, tokens=(1,))),
-    Check("vendor-pack", "layout", "our packer's bytes equal the vendor helper's", "layout:vendor", (), _cases(*_FULL, *_MINI, tokens=(1,))),
+    Check(
+        "bytes",
+        "layout",
+        "prepared bytes are the bijection of the canonical ones, pads are zero, nothing is lost",
+        "layout:round_trip",
+        _cases(*_MINI, tokens=(1,)),
+        _cases(*_FULL, tokens=(1,)),
+    ),
+    Check(
+        "vendor-pack", "layout", "our packer's bytes equal the vendor helper's", "layout:vendor", (), _cases(*_FULL, *_MINI, tokens=(1,))
+    ),
     _probe("b1", "every fc1 code, scale and bias; beta"),
     _probe("b2", "every fc2 code, scale and bias; routing and slots"),
     _probe("s1", "GPT-OSS's clamp on gate, beta"),
     _probe("s2", "both clamp sides, bias before and beta after the clamp"),
     _probe("d1", "DeepSeek-V4's activation without biases"),
-    Check("readout-fc1", "probe", "the kernel's view of every w13 code and scale byte", "readout:fc1",
-          _cases(*_MINI, tokens=(1,)), _cases(*_FULL, *_MINI, tokens=(1,)), 240.0),
-    Check("readout-fc2", "probe", "the kernel's view of every w2 code and scale byte", "readout:fc2",
-          _cases(*_MINI, tokens=(1,)), _cases(*_FULL, *_MINI, tokens=(1,)), 240.0),
-    Check("coverage", "random", "the random data visits codes, scales, clamps and routings", "random:coverage",
-          _cases(*_MINI, tokens=(17,)), _cases(*_FULL, tokens=(129,)) + _SPECIAL),
-    Check("twin", "random", "outputs equal the ordered twin's bits or are explained one by one", "random:twin",
-          _CPU + _CPU_SPECIAL, _RANDOM_CUDA),
-    Check("repeat", "determinism", "identical calls return identical bits, per tactic group", "determinism:repeat",
-          _cases("dsv4-mini", tokens=(17,)), _cases("dsv4-race", tokens=(8192,)) + _cases("gpt-oss-20b", tokens=(64,)), 300.0),
-    Check("tactics", "determinism", "every tactic is explained, and equal within one summation order", "determinism:tactics",
-          _ONE_CPU, _cases(*_FULL, tokens=(1, 65, 1024)), 240.0),
-    Check("tuned", "determinism", "what the autotuner picks is explained and equals the forced tactic", "determinism:tuned",
-          _ONE_CPU, _cases("gpt-oss-20b", tokens=(16, 1024)) + _cases("dsv4-mini", tokens=(16,)), 240.0),
+    Check(
+        "readout-fc1",
+        "probe",
+        "the kernel's view of every w13 code and scale byte",
+        "readout:fc1",
+        _cases(*_MINI, tokens=(1,)),
+        _cases(*_FULL, *_MINI, tokens=(1,)),
+        240.0,
+    ),
+    Check(
+        "readout-fc2",
+        "probe",
+        "the kernel's view of every w2 code and scale byte",
+        "readout:fc2",
+        _cases(*_MINI, tokens=(1,)),
+        _cases(*_FULL, *_MINI, tokens=(1,)),
+        240.0,
+    ),
+    Check(
+        "coverage",
+        "random",
+        "the random data visits codes, scales, clamps and routings",
+        "random:coverage",
+        _cases(*_MINI, tokens=(17,)),
+        _cases(*_FULL, tokens=(129,)) + _SPECIAL,
+    ),
+    Check(
+        "twin",
+        "random",
+        "outputs equal the ordered twin's bits or are explained one by one",
+        "random:twin",
+        _CPU + _CPU_SPECIAL,
+        _RANDOM_CUDA,
+    ),
+    Check(
+        "repeat",
+        "determinism",
+        "identical calls return identical bits, per tactic group",
+        "determinism:repeat",
+        _cases("dsv4-mini", tokens=(17,)),
+        _cases("dsv4-race", tokens=(8192,)) + _cases("gpt-oss-20b", tokens=(64,)),
+        300.0,
+    ),
+    Check(
+        "tactics",
+        "determinism",
+        "every tactic is explained, and equal within one summation order",
+        "determinism:tactics",
+        _ONE_CPU,
+        _cases(*_FULL, tokens=(1, 65, 1024)),
+        240.0,
+    ),
+    Check(
+        "tuned",
+        "determinism",
+        "what the autotuner picks is explained and equals the forced tactic",
+        "determinism:tuned",
+        _ONE_CPU,
+        _cases("gpt-oss-20b", tokens=(16, 1024)) + _cases("dsv4-mini", tokens=(16,)),
+        240.0,
+    ),
     _relation("token_permutation", "rows do not depend on their place"),
     _relation("single_row", "rows do not depend on the batch"),
     _relation("expert_permutation", "experts do not depend on their place"),
@@ -118,14 +173,33 @@ CHECKS: tuple[Check, ...] = (
     _parallel("ep2", "EP=2 with -1 and foreign ids", Routing.FOREIGN),
     _parallel("ep4", "EP=4 with -1 and foreign ids", Routing.FOREIGN),
     _parallel("no_local_expert", "tokens without a local expert get zeros"),
-    Check("pads", "poison", "pads and tails are written: fresh memory is NaN and 0xFF", "poison:pads", _ONE_CPU, _cases(*_FULL, tokens=(17,))),
-    Check("unused-experts", "poison", "experts without tokens are not read", "poison:unused_experts",
-          _cases("dsv4-mini", tokens=(17,), routing=Routing.EMPTY),
-          _cases("gpt-oss-20b", tokens=(3, 1024), routing=Routing.EMPTY) + _cases("dsv4-flash", tokens=(3, 1024), routing=Routing.EMPTY)),
-    Check("zero-weight", "poison", "slots of weight 0 add nothing", "poison:zero_weight",
-          _cases(*_MINI, tokens=(33,), routing=Routing.ZERO_WEIGHT), _cases(*_FULL, tokens=(129,), routing=Routing.ZERO_WEIGHT)),
-    Check("scale-codes", "poison", "scale bytes 0, 1, 254 and 255 mean what the backend declares", "poison:scale_codes",
-          _cases("dsv4-mini", tokens=(3,)), _cases("dsv4-mini", tokens=(3,))),
+    Check(
+        "pads", "poison", "pads and tails are written: fresh memory is NaN and 0xFF", "poison:pads", _ONE_CPU, _cases(*_FULL, tokens=(17,))
+    ),
+    Check(
+        "unused-experts",
+        "poison",
+        "experts without tokens are not read",
+        "poison:unused_experts",
+        _cases("dsv4-mini", tokens=(17,), routing=Routing.EMPTY),
+        _cases("gpt-oss-20b", tokens=(3, 1024), routing=Routing.EMPTY) + _cases("dsv4-flash", tokens=(3, 1024), routing=Routing.EMPTY),
+    ),
+    Check(
+        "zero-weight",
+        "poison",
+        "slots of weight 0 add nothing",
+        "poison:zero_weight",
+        _cases(*_MINI, tokens=(33,), routing=Routing.ZERO_WEIGHT),
+        _cases(*_FULL, tokens=(129,), routing=Routing.ZERO_WEIGHT),
+    ),
+    Check(
+        "scale-codes",
+        "poison",
+        "scale bytes 0, 1, 254 and 255 mean what the backend declares",
+        "poison:scale_codes",
+        _cases("dsv4-mini", tokens=(3,)),
+        _cases("dsv4-mini", tokens=(3,)),
+    ),
 )
 
 

@@ -79,8 +79,26 @@ def _kernel(args: argparse.Namespace, rest: list[str]) -> int:
     _require_manifest()
     folder, record = suites(), args.record.absolute() / f"{new_run_id()}.sqlite"
     command = [
-        sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), "--confcutdir", str(folder), "--strict-markers", "-ra",
-        "-p", "mxfp4_validate.pytest_plugin", "-p", "no:cacheprovider", "-m", "kernel", f"--record={record}", *rest, str(folder),
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(folder),
+        "--confcutdir",
+        str(folder),
+        "--strict-markers",
+        "-ra",
+        "-p",
+        "mxfp4_validate.pytest_plugin",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "kernel",
+        f"--record={record}",
+        *rest,
+        str(folder),
     ]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     status = _wait(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr if args.json else None))
@@ -155,7 +173,8 @@ def _list(args: argparse.Namespace, _rest: list[str]) -> int:
         return 0
     known = {spec: {"device": e.device, "about": e.about} for spec, e in registry.BACKENDS.items()}
     checks = [
-        {"name": c.name, "family": c.family, "proves": c.proves, "cpu": len(c.cpu_cases), "cuda": len(c.cuda_cases)} for c in catalogue.CHECKS
+        {"name": c.name, "family": c.family, "proves": c.proves, "cpu": len(c.cpu_cases), "cuda": len(c.cuda_cases)}
+        for c in catalogue.CHECKS
     ]
     cases = {device: sorted({item.case.case_id for item in catalogue.items(device)}) for device in DEVICES}
     found = {"checks": checks, "cases": cases, "backends": known if args.no_probe else _ask(_specs(args)), "faults": _faults()}

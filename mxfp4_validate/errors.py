@@ -1,14 +1,14 @@
 """The exception tree; every class knows the exit code a command ends with.
 
-    MxfpError                    1
-      UsageError                 2   an argument, a file or a configuration is wrong
-        ShapeError               2   a tensor cannot be laid out for the kernel
-        ScaleError               2   a block scale is not an E8M0 byte
-        UnknownName              2   a backend, case, check or fault that does not exist
-      BackendUnavailable         2   a backend was asked for that cannot run here
-      CheckFailed                1   the candidate computed wrong bits
-      InvalidRun                 4   records that cannot be compared or trusted
-      IncompleteRun              5   something planned did not run
+MxfpError                    1
+  UsageError                 2   an argument, a file or a configuration is wrong
+    ShapeError               2   a tensor cannot be laid out for the kernel
+    ScaleError               2   a block scale is not an E8M0 byte
+    UnknownName              2   a backend, case, check or fault that does not exist
+  BackendUnavailable         2   a backend was asked for that cannot run here
+  CheckFailed                1   the candidate computed wrong bits
+  InvalidRun                 4   records that cannot be compared or trusted
+  IncompleteRun              5   something planned did not run
 """
 
 from __future__ import annotations

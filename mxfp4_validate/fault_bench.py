@@ -36,5 +36,8 @@ def render(rows: dict[str, set[str]]) -> list[str]:
     """The matrix as text: a line a fault, an x a check that caught it."""
     names = [name for name, _ in CATCHERS]
     width = max((len(label) for label in rows), default=0)
-    head = [f"{'':{width}}  " + " ".join(str(i + 1).rjust(2) for i in range(len(names))), "checks: " + ", ".join(f"{i + 1} {n}" for i, n in enumerate(names))]
+    head = [
+        f"{'':{width}}  " + " ".join(str(i + 1).rjust(2) for i in range(len(names))),
+        "checks: " + ", ".join(f"{i + 1} {n}" for i, n in enumerate(names)),
+    ]
     return head + [f"{label:{width}}  " + " ".join(" x" if name in caught else " ." for name in names) for label, caught in rows.items()]

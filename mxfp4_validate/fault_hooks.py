@@ -123,7 +123,8 @@ def _raw(name: str) -> Callable[[Sm90Weights], Sm90Weights]:
     def change(p: Sm90Weights) -> Sm90Weights:
         packed = getattr(p, name)
         plain = SM90_A.unpack_weights(packed) if weight else SM90_A.unpack_scales(packed)
-        return replace(p, **{name: plain.reshape(packed.shape)})
+        changes: dict[str, Any] = {name: plain.reshape(packed.shape)}
+        return replace(p, **changes)
 
     return change
 
@@ -183,7 +184,9 @@ def _foreign_to_last(i: MoeInputs) -> MoeInputs:
 
 
 def _drop_last(i: MoeInputs) -> MoeInputs:
-    return replace(i, topk_ids=torch.cat((i.topk_ids[:, :-1], torch.full_like(i.topk_ids[:, -1:], -1)), 1)) if i.topk_ids.shape[1] > 1 else i
+    return (
+        replace(i, topk_ids=torch.cat((i.topk_ids[:, :-1], torch.full_like(i.topk_ids[:, -1:], -1)), 1)) if i.topk_ids.shape[1] > 1 else i
+    )
 
 
 INPUTS: dict[str, Callable[[MoeInputs], MoeInputs]] = {
@@ -210,7 +213,9 @@ PARALLEL: dict[str, Callable[[Parallel], Parallel]] = {
 }
 
 
-def _plain(gate_low: bool = False, gate_high: bool = True, late: bool = False, beta: str = "up", steps: bool = False) -> Callable[..., Tensor]:
+def _plain(
+    gate_low: bool = False, gate_high: bool = True, late: bool = False, beta: str = "up", steps: bool = False
+) -> Callable[..., Tensor]:
     """An activation with one habit changed: [m, 2I] -> [m, I] float32 holding bf16."""
 
     def run(h: Tensor, a: Activation, model: RoundingModel) -> Tensor:

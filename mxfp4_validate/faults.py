@@ -121,4 +121,3 @@ def inject(backend: Any, name: str) -> Any:
     if not isinstance(backend, Emulated):
         raise UsageError(f"fault {name!r} can be injected into emulate:* backends only, not into {getattr(backend, 'name', backend)!r}")
     return Faulty(backend.name, backend.model, backend.layout, hooks=BY_NAME[name].hooks)
-

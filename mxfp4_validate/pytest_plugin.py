@@ -40,8 +40,13 @@ _SUITES = (Path(__file__).parent / "suites", Path(__file__).parents[1] / "suites
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mxfp4", "MXFP4 kernel validation")
-    group.addoption("--backend", action="append", default=[], metavar="NAME|pkg.mod:factory",
-                    help=f"candidates; repeatable or a comma list (default {DEFAULT_BACKEND})")
+    group.addoption(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME|pkg.mod:factory",
+        help=f"candidates; repeatable or a comma list (default {DEFAULT_BACKEND})",
+    )
     group.addoption("--case", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'")
     group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
     group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
@@ -111,8 +116,14 @@ def _build_run(config: pytest.Config) -> Run:
         manifest.load(counts) if counts else None,
         record=options.record,
         settings={
-            "backends": devices, "case": options.case, "check": options.check, "markers": options.markexpr, "keywords": options.keyword,
-            "require_hardware": options.require_hardware, "fault": options.mxfp4_fault, "deadline_scale": options.deadline_scale,
+            "backends": devices,
+            "case": options.case,
+            "check": options.check,
+            "markers": options.markexpr,
+            "keywords": options.keyword,
+            "require_hardware": options.require_hardware,
+            "fault": options.mxfp4_fault,
+            "deadline_scale": options.deadline_scale,
         },
     )
 

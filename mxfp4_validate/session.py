@@ -40,8 +40,12 @@ class Run:
 
     @classmethod
     def build(
-        cls, selection: Selection, counts: Mapping[str, Mapping[str, int]] | None, *,
-        record: str | None, settings: Mapping[str, object],
+        cls,
+        selection: Selection,
+        counts: Mapping[str, Mapping[str, int]] | None,
+        *,
+        record: str | None,
+        settings: Mapping[str, object],
     ) -> Run:
         """A run whose catalogue holds what the manifest says; `UsageError` names what is missing."""
         wrong = []
@@ -92,8 +96,17 @@ class Run:
         """An answer as it is recorded."""
         check = item.check
         return Result(
-            item.item_id, check.name, check.family, item.case.case_id, spec, answer.outcome, anonymous(answer.message), answer.metrics,
-            answer.seconds, worker, now(),
+            item.item_id,
+            check.name,
+            check.family,
+            item.case.case_id,
+            spec,
+            answer.outcome,
+            anonymous(answer.message),
+            answer.metrics,
+            answer.seconds,
+            worker,
+            now(),
         )
 
     def add(self, nodeid: str, result: Result) -> None:
@@ -184,13 +197,15 @@ def failure(item: Item, result: Result, fault: str | None = None) -> str:
     repro = ["mxfp4-validate", "kernel", *(["-m", "layout"] if item.check.family == "layout" else []), "--backend", result.backend]
     repro += ["--case", case.case_id, "--check", item.check.name, *(["--fault", fault] if fault else [])]
     tactic = f", tactic {result.metrics['tactic']}" if "tactic" in result.metrics else ""
-    return "\n".join((
-        f"{case.case_id}: {item.check.name} {result.outcome.upper()} ({item.check.proves})",
-        f"repro: {shlex.join(repro)}",
-        f"backend {result.backend}{tactic}; {shape.name}: E={shape.num_experts} H={shape.hidden_size} I={shape.intermediate_size} "
-        f"top_k={shape.top_k} M={case.num_tokens}, routing {case.routing}, seed {case.seed}",
-        result.message,
-    ))
+    return "\n".join(
+        (
+            f"{case.case_id}: {item.check.name} {result.outcome.upper()} ({item.check.proves})",
+            f"repro: {shlex.join(repro)}",
+            f"backend {result.backend}{tactic}; {shape.name}: E={shape.num_experts} H={shape.hidden_size} I={shape.intermediate_size} "
+            f"top_k={shape.top_k} M={case.num_tokens}, routing {case.routing}, seed {case.seed}",
+            result.message,
+        )
+    )
 
 
 def header() -> list[str]:

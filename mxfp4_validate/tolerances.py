@@ -12,12 +12,18 @@ class Tolerance:
 
 
 #: Significand bits that a Hopper tensor core keeps of every addend, counted from the largest one.
-TENSOR_CORE_BITS = Tolerance(24, "bf16 products are aligned to the largest addend and cut at or below fp32's last place; 24 is the least observed")
+TENSOR_CORE_BITS = Tolerance(
+    24, "bf16 products are aligned to the largest addend and cut at or below fp32's last place; 24 is the least observed"
+)
 #: Fixed units of last place a chunk of 32 may lose beyond its cut addends, once any addend is cut.
 CHUNK_EXTRA_UNITS = Tolerance(4, "two MMA steps: the carried sum is cut once, each result normalised once, and the twin rounds once")
 #: Relative error of the fp32 activation in units of 2^-23: CONSTANT + SLOPE * |alpha * gate|.
-ACTIVATION_CONSTANT = Tolerance(8, "alpha*g, 1+e, quotient, u+beta and two products round once each; fast division and __expf add 2 ulp each")
-ACTIVATION_SLOPE = Tolerance(1.2, "__expf evaluates 2^(x*log2 e): the argument's rounding grows with |x| (1.173 ulp a unit, CUDA programming guide)")
+ACTIVATION_CONSTANT = Tolerance(
+    8, "alpha*g, 1+e, quotient, u+beta and two products round once each; fast division and __expf add 2 ulp each"
+)
+ACTIVATION_SLOPE = Tolerance(
+    1.2, "__expf evaluates 2^(x*log2 e): the argument's rounding grows with |x| (1.173 ulp a unit, CUDA programming guide)"
+)
 #: Below this alpha*gate the kernel's exponential overflows and the result is exactly 0, where IEEE gives under 1e-35.
 ACTIVATION_FLUSH = Tolerance(1e-30, "1/(1+inf) is 0; no result of this size can be seen in a bf16 output of order 1")
 #: A sum whose absolute terms add up to at most this many of its quanta is exact in any order and grouping.
@@ -25,9 +31,13 @@ CERTIFICATE_QUANTA = Tolerance(2**22, "fp32 holds 2^24 quanta; two bits are left
 #: Least share of outputs that must equal the ordered twin's on random data; the rest must be explained one by one.
 BIT_EQUAL_SHARE = Tolerance(0.9995, "the activation's intrinsics move one bf16 in 2,000 to 10,000; measured 0.9998 to 1.0")
 #: Rows below which that share is not asked, only that every difference is explained.
-SHARE_TOKENS = Tolerance(16, "differences clump: one activation between two bf16 numbers moves 20 to 170 outputs of its row, so few rows say nothing")
+SHARE_TOKENS = Tolerance(
+    16, "differences clump: one activation between two bf16 numbers moves 20 to 170 outputs of its row, so few rows say nothing"
+)
 #: The same share for a backend whose summation order is not known (Marlin, triton_kernels): fp32 order moves one bf16 in 200.
-UNORDERED_BIT_EQUAL_SHARE = Tolerance(0.995, "another fp32 order moves 4e-5 to 1.4e-3 of outputs, per-slot bf16 roundings the rest; measured 0.9957 to 0.9998")
+UNORDERED_BIT_EQUAL_SHARE = Tolerance(
+    0.995, "another fp32 order moves 4e-5 to 1.4e-3 of outputs, per-slot bf16 roundings the rest; measured 0.9957 to 0.9998"
+)
 #: A-priori bound, section by section of `reference.bound`: Lipschitz constant of g*sigmoid(alpha*g).
 SILU_LIPSCHITZ = Tolerance(1.1, "sup of the derivative is 1.0999, at alpha*g = 2.4")
 #: Kernel against float64: relative L2 that no correct W4A16 kernel exceeds.

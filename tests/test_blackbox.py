@@ -56,7 +56,11 @@ def test_two_workers_write_one_record(tmp_path: Path) -> None:
         (("-m", "kernal"), 4, "did you mean 'kernel'"),
         ((*FAKE, "--catalogue=tests.fakes:GOOD", "-k", "nothing_of_that_name"), 5, "deselected"),
         (("-m", "kernel", "--backend=tests.fakes:Absent", "--catalogue=tests.fakes:GOOD"), 5, "NOTHING WAS TESTED"),
-        (("-m", "kernel", "--backend=tests.fakes:Absent", "--catalogue=tests.fakes:GOOD", "--require-hardware"), 1, "unavailable: no such card"),
+        (
+            ("-m", "kernel", "--backend=tests.fakes:Absent", "--catalogue=tests.fakes:GOOD", "--require-hardware"),
+            1,
+            "unavailable: no such card",
+        ),
         (("-m", "kernel", "--backend=emulate:sm90-cutlas"), 4, "did you mean"),
         ((*FAKE, "--catalogue=tests.fakes:GOOD", "--case=nope"), 4, "--case 'nope'"),
         ((*FAKE, "--catalogue=tests.fakes:GOOD", "-p", "tests.eater"), 4, "vanished"),

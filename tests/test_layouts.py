@@ -249,9 +249,7 @@ def test_padding_refuses_to_cut() -> None:
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("sizes", [(3, 192, 320), (3, 256, 128), (0, 192, 64)], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_prepare_and_back(
-    layout: Layout, biased: bool, sizes: tuple[int, int, int], device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepare_and_back(layout: Layout, biased: bool, sizes: tuple[int, int, int], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`unprepare_sm90` gives the canonical layer back; packing expert by expert gives the same bytes."""
     w = layer(*sizes) if biased else layer(*sizes).with_(w13_bias=None, w2_bias=None)
     prepared = prepare_sm90(w.to(device), layout)

@@ -84,9 +84,7 @@ class Emulated:
         result = self.compute(weights, inputs, activation, parallel, self.rounding(tactic))[:, :hidden]
         return result.contiguous() if out is None else out.copy_(result)
 
-    def compute(
-        self, weights: MoeWeights, inputs: MoeInputs, activation: Activation, parallel: Parallel, model: RoundingModel
-    ) -> Tensor:
+    def compute(self, weights: MoeWeights, inputs: MoeInputs, activation: Activation, parallel: Parallel, model: RoundingModel) -> Tensor:
         """The kernel: the second bias is added on TP rank 0 alone, ids are global."""
         if parallel.tp_rank:
             weights = weights.with_(w2_bias=None)

@@ -73,5 +73,7 @@ def resolve(spec: str) -> Backend:
     missing += [f"{name}()" for name in METHODS if not callable(getattr(backend, name, None))]
     if missing:
         kind = type(backend).__name__
-        raise UsageError(f"backend {spec!r}: the {kind} its factory returned lacks {', '.join(missing)}; see mxfp4_validate.backends.base.Backend")
+        raise UsageError(
+            f"backend {spec!r}: the {kind} its factory returned lacks {', '.join(missing)}; see mxfp4_validate.backends.base.Backend"
+        )
     return cast("Backend", backend)

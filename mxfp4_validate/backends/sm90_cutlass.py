@@ -25,8 +25,13 @@ INSTALL = "pip install 'flashinfer-python>=0.6.11' (and its prebuilt flashinfer-
 CLUSTERS = ("1x1x1", "2x1x1", "1x2x1", "2x2x1")
 #: CTA tiles in the order FlashInfer enumerates them (its cutlass_heuristic.cpp), four cluster shapes each; layout A's kernels have K tile 128.
 TILES_A = tuple(f"{m}x{n}x128" for m, n in ((64, 16), (64, 32), (64, 64), (64, 128), (128, 16), (128, 32), (128, 64)))
-TILES_B = tuple(f"{m}x{n}x{k}" for m in (64, 128) for n in (16, 32, 64, 128) for k in (128, 256, 512)) + (
-    "128x256x128", "128x256x256", "256x128x128", "256x128x256", "256x256x128",
+TILES_B = (
+    *(f"{m}x{n}x{k}" for m in (64, 128) for n in (16, 32, 64, 128) for k in (128, 256, 512)),
+    "128x256x128",
+    "128x256x256",
+    "256x128x128",
+    "256x128x256",
+    "256x256x128",
 )
 
 
@@ -158,16 +163,32 @@ class Sm90Cutlass:
         direct = out is not None and w.padded_hidden == H and out.is_contiguous()
         buffer = out if direct else torch.full((M, w.padded_hidden), float("nan"), dtype=torch.bfloat16, device=x.device)
         plain = activation == Activation()
-        constants = [None if plain else torch.full((w.num_experts,), v, dtype=torch.float32, device=x.device)
-                     for v in (activation.alpha, activation.beta, float("inf") if activation.limit is None else activation.limit)]
+        constants = [
+            None if plain else torch.full((w.num_experts,), v, dtype=torch.float32, device=x.device)
+            for v in (activation.alpha, activation.beta, float("inf") if activation.limit is None else activation.limit)
+        ]
         scales = [w.fc1_scale.view(torch.int32), w.fc2_scale.view(torch.int32)]
         fc1_bias, fc2_bias = _both_biases(w)
         cutlass_fused_moe(
-            x.contiguous(), inputs.topk_ids, inputs.topk_weights, w.fc1, w.fc2, torch.bfloat16, scales,
-            fc1_expert_biases=fc1_bias, fc2_expert_biases=fc2_bias,
-            swiglu_alpha=constants[0], swiglu_beta=constants[1], swiglu_limit=constants[2],
-            tp_size=parallel.tp_size, tp_rank=parallel.tp_rank, ep_size=parallel.ep_size, ep_rank=parallel.ep_rank,
-            use_w4_group_scaling=True, activation_type=ActivationType.Swiglu, output=buffer,
+            x.contiguous(),
+            inputs.topk_ids,
+            inputs.topk_weights,
+            w.fc1,
+            w.fc2,
+            torch.bfloat16,
+            scales,
+            fc1_expert_biases=fc1_bias,
+            fc2_expert_biases=fc2_bias,
+            swiglu_alpha=constants[0],
+            swiglu_beta=constants[1],
+            swiglu_limit=constants[2],
+            tp_size=parallel.tp_size,
+            tp_rank=parallel.tp_rank,
+            ep_size=parallel.ep_size,
+            ep_rank=parallel.ep_rank,
+            use_w4_group_scaling=True,
+            activation_type=ActivationType.Swiglu,
+            output=buffer,
             tune_max_num_tokens=max(16, 1 << (M - 1).bit_length()),
         )
         assert buffer is not None

@@ -71,7 +71,8 @@ def scale_bytes(shape: tuple[int, ...], mean_square: float, seed: int, device: t
     up_share = (4.0 ** (level - low) - 1.0) / 3.0
     draw = random_bytes((*shape, 2), seed, device).long()
     offset = draw[..., 0] % 3 - 1 + (draw[..., 1] < round(256 * up_share)).long()
-    return (offset + (127 + low)).to(torch.uint8)
+    result: Tensor = (offset + (127 + low)).to(torch.uint8)
+    return result
 
 
 def activation_rms(activation: Activation, rms: float) -> float:

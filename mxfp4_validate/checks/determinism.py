@@ -105,6 +105,8 @@ def tuned(ctx: Context, case: MoeCase) -> dict[str, object]:
     free = call(ctx, prepared, inputs, activation, tactic=Tactic("tuned", "tuned") if tune else DEFAULT_TACTIC)
     wrong = differs(free, forced)
     if bool(wrong.any()):
-        raise CheckFailed(f"the tuned call differs from tactic {picked.name} in {int(wrong.sum())} values\n{describe_first(free, forced, wrong)}")
+        raise CheckFailed(
+            f"the tuned call differs from tactic {picked.name} in {int(wrong.sum())} values\n{describe_first(free, forced, wrong)}"
+        )
     expected = twin_moe(weights, inputs, activation, ctx.backend.rounding(picked))
     return require_explained(free, expected, f"tuned call, tactic {picked.name}") | {"tactic": picked.name}

@@ -58,5 +58,7 @@ def vendor(ctx: Context, case: MoeCase) -> dict[str, object]:
     rows13 = pad_halves(swap_halves(weights.w13_scale), I, H // 32)
     count += _require_same_bytes(prepared.fc1_scale.view(torch.uint8), vendor_scales(rows13), "fc1 scales against the vendor's pack")
     count += _require_same_bytes(prepared.fc2, vendor_weights(pad_to(weights.w2, H, I // 2), "fp4"), "fc2 against the vendor's pack")
-    count += _require_same_bytes(prepared.fc2_scale, vendor_scales(pad_to(weights.w2_scale, H, I // 32)), "fc2 scales against the vendor's pack")
+    count += _require_same_bytes(
+        prepared.fc2_scale, vendor_scales(pad_to(weights.w2_scale, H, I // 32)), "fc2 scales against the vendor's pack"
+    )
     return {"bytes": count, "layout": prepared.layout}

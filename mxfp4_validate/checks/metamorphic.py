@@ -55,7 +55,9 @@ def slot_permutation(ctx: Context, case: MoeCase) -> dict[str, object]:
     probe = PROBES["b2"](case, ctx.device)
     prepared = ctx.backend.prepare(probe.weights)
     base = call(ctx, prepared, probe.inputs, probe.activation)
-    flipped = replace(probe.inputs, topk_ids=probe.inputs.topk_ids.flip(1).contiguous(), topk_weights=probe.inputs.topk_weights.flip(1).contiguous())
+    flipped = replace(
+        probe.inputs, topk_ids=probe.inputs.topk_ids.flip(1).contiguous(), topk_weights=probe.inputs.topk_weights.flip(1).contiguous()
+    )
     return require_equal(call(ctx, prepared, flipped, probe.activation), base, "reversed slots")
 
 

@@ -36,9 +36,17 @@ class Ranks:
 
     def metrics(self, what: str) -> dict[str, object]:
         """The counts; `CheckFailed` if too few bits are the twins'."""
-        found: dict[str, object] = {"ranks": self.size, "different": self.different, "unexplained": 0, "bit_equal": 1 - self.different / self.elements}
+        found: dict[str, object] = {
+            "ranks": self.size,
+            "different": self.different,
+            "unexplained": 0,
+            "bit_equal": 1 - self.different / self.elements,
+        }
         if self.different > max(1.0, (1 - self.least_equal) * self.elements):
-            raise CheckFailed(f"{what}: {self.different} of {self.elements} values of all ranks differ from the twins, more than {1 - self.least_equal:.2%}", found)
+            raise CheckFailed(
+                f"{what}: {self.different} of {self.elements} values of all ranks differ from the twins, more than {1 - self.least_equal:.2%}",
+                found,
+            )
         return found
 
 

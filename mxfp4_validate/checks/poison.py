@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch.utils import deterministic
 
 from mxfp4_validate.cases import Activation, MoeCase
 from mxfp4_validate.checks.calls import call
@@ -18,14 +19,14 @@ from mxfp4_validate.errors import CheckFailed
 @contextlib.contextmanager
 def uninitialised_memory_is_nan() -> Iterator[None]:
     """Inside, `torch.empty` returns NaN (0xFF for bytes): what a helper leaves unwritten shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[assignment]
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[assignment]
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 def pads(ctx: Context, case: MoeCase) -> dict[str, object]:

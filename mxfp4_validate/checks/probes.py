@@ -15,7 +15,9 @@ def _probe(ctx: Context, case: MoeCase, name: str) -> dict[str, object]:
     probe = PROBES[name](case, ctx.device)
     certified = certified_moe(probe.weights, probe.inputs, probe.activation, ctx.backend.rounding())
     if not bool(certified.holds.all()):
-        raise CheckFailed(f"probe {name} is not exact: {int((~certified.holds).sum())} outputs lack a certificate; the probe is at fault, not the kernel")
+        raise CheckFailed(
+            f"probe {name} is not exact: {int((~certified.holds).sum())} outputs lack a certificate; the probe is at fault, not the kernel"
+        )
     out = call(ctx, ctx.backend.prepare(probe.weights), probe.inputs, probe.activation)
     metrics = require_equal(out, certified.value, f"probe {name}")
     return metrics | {"certified": certified.holds.numel(), "unrounded_share": float(certified.class_a.double().mean())}

@@ -34,7 +34,7 @@ def describe_first(candidate: Tensor, expected: Tensor, wrong: Tensor, limit: in
 
 
 def _hex(value: Tensor) -> str:
-    return f"0x{value.bfloat16().view(torch.int16).item() & 0xFFFF:04x}"
+    return f"0x{int(value.bfloat16().view(torch.int16).item()) & 0xFFFF:04x}"
 
 
 def require_equal(candidate: Tensor, expected: Tensor, what: str) -> dict[str, object]:

@@ -88,7 +88,8 @@ def require_explained(candidate: Tensor, twin: Twin, what: str, *, share: float 
 
 def _row_error(candidate: Tensor, expected: Tensor) -> Tensor:
     error = (candidate.double() - expected.double()).nan_to_num(nan=torch.inf).norm(dim=1)
-    return error / expected.double().norm(dim=1).clamp(min=1e-300)
+    relative: Tensor = error / expected.double().norm(dim=1).clamp(min=1e-300)
+    return relative
 
 
 def tile_errors(candidate: Tensor, expected: Tensor) -> dict[str, object]:
@@ -112,5 +113,7 @@ def require_close_to_exact(candidate: Tensor, exact: Tensor, what: str) -> dict[
     worst = float(_row_error(candidate, exact).nan_to_num(nan=torch.inf).max()) if exact.norm() else 0.0
     metrics: dict[str, object] = {"exact_relative_l2": total, "exact_worst_row": worst}
     if not total <= EXACT_RELATIVE_L2.value:
-        raise CheckFailed(f"{what}: relative L2 to float64 is {total:.3e}, limit {EXACT_RELATIVE_L2.value}: {EXACT_RELATIVE_L2.reason}", metrics)
+        raise CheckFailed(
+            f"{what}: relative L2 to float64 is {total:.3e}, limit {EXACT_RELATIVE_L2.value}: {EXACT_RELATIVE_L2.reason}", metrics
+        )
     return metrics

@@ -32,7 +32,9 @@ def encode_exact(values: Tensor) -> Tensor:
     codes = torch.bucketize(magnitude, table).clamp(max=7)
     wrong = table[codes] != magnitude
     if wrong.any():
-        raise UsageError(f"{values[wrong].flatten()[0].item()!r} is not an E2M1 value; the grid is 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives")
+        raise UsageError(
+            f"{values[wrong].flatten()[0].item()!r} is not an E2M1 value; the grid is 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives"
+        )
     return (codes + torch.signbit(values) * SIGN_BIT).to(torch.uint8)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +36,9 @@ class MoeWeights:
         mxfp4.check_pair(self.w2, self.w2_scale, "w2")
         experts, rows, half_h = self.w13.shape
         if rows % 2 or tuple(self.w2.shape) != (experts, half_h * 2, rows // 4):
-            raise ShapeError(f"w13 {tuple(self.w13.shape)} is [E, 2I, H/2], so w2 must be {(experts, half_h * 2, rows // 4)}, got {tuple(self.w2.shape)}")
+            raise ShapeError(
+                f"w13 {tuple(self.w13.shape)} is [E, 2I, H/2], so w2 must be {(experts, half_h * 2, rows // 4)}, got {tuple(self.w2.shape)}"
+            )
         for name, bias, want in (("w13_bias", self.w13_bias, (experts, rows)), ("w2_bias", self.w2_bias, (experts, half_h * 2))):
             if bias is not None and (tuple(bias.shape) != want or bias.dtype != torch.bfloat16):
                 raise ShapeError(f"{name} must be {want} bfloat16, got {tuple(bias.shape)} {bias.dtype}")
@@ -52,15 +55,13 @@ class MoeWeights:
     def intermediate_size(self) -> int:
         return self.w13.shape[1] // 2
 
-    def with_(self, **changes: Tensor | None) -> Self:
-        """A copy with some tensors replaced."""
+    def with_(self, **changes: Any) -> Self:
+        """A copy with some tensors replaced (Tensor, or None for a bias)."""
         return replace(self, **changes)
 
-    def map(self, fn: object) -> Self:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
         """A copy with `fn` applied to every tensor that is present."""
-        assert callable(fn)
-        present = {name: fn(t) for name, t in self.tensors().items()}
-        return replace(self, **present)
+        return self.with_(**{name: fn(t) for name, t in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Self:
         return self.map(lambda t: t.to(device))
@@ -84,7 +85,11 @@ class MoeInputs:
 
     def __post_init__(self) -> None:
         tokens = self.x.shape[0]
-        for name, tensor, dtype in (("x", self.x, torch.bfloat16), ("topk_ids", self.topk_ids, torch.int32), ("topk_weights", self.topk_weights, torch.float32)):
+        for name, tensor, dtype in (
+            ("x", self.x, torch.bfloat16),
+            ("topk_ids", self.topk_ids, torch.int32),
+            ("topk_weights", self.topk_weights, torch.float32),
+        ):
             if tensor.dim() != 2 or tensor.shape[0] != tokens or tensor.dtype != dtype:
                 raise ShapeError(f"{name} must be [M={tokens}, ...] {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
 

@@ -20,11 +20,10 @@ def check_pair(codes: Tensor, scale: Tensor, what: str = "weight") -> None:
         raise ShapeError(f"{what} {tuple(codes.shape)} needs scales {want} (one a 32 codes), got {tuple(scale.shape)}")
 
 
-def dequantise(
-    packed: Tensor, scale: Tensor, meaning: e8m0.Meaning = e8m0.OCP, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def dequantise(packed: Tensor, scale: Tensor, meaning: e8m0.Meaning = e8m0.OCP, dtype: torch.dtype = torch.float64) -> Tensor:
     """Bytes [..., K/2] and scales [..., K/32] uint8 -> exact weights [..., K] in `dtype`."""
     check_pair(packed, scale)
     values = e2m1.decode(e2m1.unpack(packed), dtype)
     blocks = values.unflatten(-1, (-1, BLOCK)) * e8m0.decode(scale, meaning, dtype).unsqueeze(-1)
-    return blocks.flatten(-2)
+    result: Tensor = blocks.flatten(-2)
+    return result

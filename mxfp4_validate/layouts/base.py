@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LayoutUnknown(UsageError):  # noqa: N818 - named after what happened, as the other classes of errors.py are
+class LayoutUnknown(UsageError):
     """The installed kernel's scale helper returned something that is neither layout A nor layout B."""
 
 

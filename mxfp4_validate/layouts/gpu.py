@@ -140,7 +140,8 @@ def carry(weight: Tensor, runs: tuple[tuple[int, int, int], ...], layout_b: bool
         if (kernel := _kernel(runs, torch.cuda.current_device())) is None:
             return None
         kernel(
-            grid=(-(-pairs // _THREADS), 1, 1), block=(_THREADS, 1, 1),
+            grid=(-(-pairs // _THREADS), 1, 1),
+            block=(_THREADS, 1, 1),
             args=[weight.view(torch.int64), out.view(torch.int64), pairs, words, int(layout_b), int(inverse)],
         )
     return out

@@ -42,8 +42,12 @@ class Draw:
 
     def __init__(self, case: MoeCase, probe: str, device: torch.device) -> None:
         self.case, self.probe, self.device = case, probe, device
-        self.E, self.H, self.I, self.k, self.M = (  # noqa: E741
-            case.shape.num_experts, case.shape.hidden_size, case.shape.intermediate_size, case.shape.top_k, case.num_tokens
+        self.E, self.H, self.I, self.k, self.M = (
+            case.shape.num_experts,
+            case.shape.hidden_size,
+            case.shape.intermediate_size,
+            case.shape.top_k,
+            case.num_tokens,
         )
 
     def bytes(self, shape: tuple[int, ...], purpose: str, *, per_case: bool = False) -> Tensor:
@@ -73,7 +77,9 @@ class Draw:
     def one_hot_w2(self, purpose: str, code: Tensor | None = None) -> Tensor:
         """fc2 whose row o has one code, at unit o mod I: [E, H, I/2]. `code` [E, H] uint8; random and non-zero if not given."""
         if code is None:
-            code = (self.integers(1, 7, (self.E, self.H), purpose) + 8 * self.integers(0, 1, (self.E, self.H), f"{purpose}/sign")).to(torch.uint8)
+            code = (self.integers(1, 7, (self.E, self.H), purpose) + 8 * self.integers(0, 1, (self.E, self.H), f"{purpose}/sign")).to(
+                torch.uint8
+            )
         dense = torch.zeros(self.E, self.H, self.I, dtype=torch.uint8, device=self.device)
         unit = (torch.arange(self.H, device=self.device) % self.I).expand(self.E, self.H)
         dense.scatter_(2, unit.unsqueeze(-1), code.unsqueeze(-1))
@@ -101,8 +107,12 @@ def b1(case: MoeCase, device: torch.device) -> Probe:
     d = Draw(case, "b1", device)
     ids, weights = d.routing(top_k=1)
     w = MoeWeights(
-        d.codes(2 * d.I, d.H, "w13"), d.scales(125, 129, 2 * d.I, d.H, "s13"), d.one_hot_w2("w2"), d.scales(125, 129, d.H, d.I, "s2"),
-        d.int_bias(-8, 8, 2 * d.I, "b13"), d.int_bias(0, 0, d.H, "b2"),
+        d.codes(2 * d.I, d.H, "w13"),
+        d.scales(125, 129, 2 * d.I, d.H, "s13"),
+        d.one_hot_w2("w2"),
+        d.scales(125, 129, d.H, d.I, "s2"),
+        d.int_bias(-8, 8, 2 * d.I, "b13"),
+        d.int_bias(0, 0, d.H, "b2"),
     )
     return Probe("b1", w, MoeInputs(d.x(-3, 3), ids, weights), Activation(0.0, 1.0, NO_LIMIT), class_a=False)
 
@@ -112,8 +122,12 @@ def b2(case: MoeCase, device: torch.device) -> Probe:
     d = Draw(case, "b2", device)
     ids, weights = d.routing()
     w = MoeWeights(
-        d.sparse(2 * d.I, d.H, 2, 3, "w13"), d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(126, 129, d.H, d.I, "s2"),
-        d.int_bias(-2, 2, 2 * d.I, "b13"), d.int_bias(-8, 8, d.H, "b2"),
+        d.sparse(2 * d.I, d.H, 2, 3, "w13"),
+        d.ones(2 * d.I, d.H),
+        d.codes(d.H, d.I, "w2"),
+        d.scales(126, 129, d.H, d.I, "s2"),
+        d.int_bias(-2, 2, 2 * d.I, "b13"),
+        d.int_bias(-8, 8, d.H, "b2"),
     )
     return Probe("b2", w, MoeInputs(d.x(-1, 1), ids, weights), Activation(0.0, 1.0, NO_LIMIT), class_a=False)
 
@@ -124,7 +138,9 @@ def s1(case: MoeCase, device: torch.device) -> Probe:
     ids, weights = d.routing()
     w13 = torch.cat((torch.zeros(d.E, d.I, d.H // 2, dtype=torch.uint8, device=device), d.sparse(d.I, d.H, 5, 4, "up")), 1)
     bias = torch.cat((d.int_bias(7, 29, d.I, "gate"), d.int_bias(-2, 2, d.I, "up_bias")), 1)
-    w = MoeWeights(w13, d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(126, 128, d.H, d.I, "s2"), bias, d.int_bias(-8, 8, d.H, "b2"))
+    w = MoeWeights(
+        w13, d.ones(2 * d.I, d.H), d.codes(d.H, d.I, "w2"), d.scales(126, 128, d.H, d.I, "s2"), bias, d.int_bias(-8, 8, d.H, "b2")
+    )
     return Probe("s1", w, MoeInputs(d.x(-1, 1), ids, weights), GPT_OSS, class_a=False)
 
 

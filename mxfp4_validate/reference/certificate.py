@@ -55,7 +55,11 @@ def certified_moe(weights: MoeWeights, inputs: MoeInputs, activation: Activation
     """The layer with `model`'s rounding points and exact sums, and where no freedom of order, grouping or intrinsics can change a bit."""
     M, k = inputs.topk_ids.shape
     shape, device = (M * k, weights.hidden_size), inputs.x.device
-    y, sure, plain = torch.zeros(shape, dtype=torch.float64, device=device), torch.ones(shape, dtype=torch.bool, device=device), torch.ones(shape, dtype=torch.bool, device=device)
+    y, sure, plain = (
+        torch.zeros(shape, dtype=torch.float64, device=device),
+        torch.ones(shape, dtype=torch.bool, device=device),
+        torch.ones(shape, dtype=torch.bool, device=device),
+    )
     ids = inputs.topk_ids.long().flatten()
     for expert in ids.unique().tolist():
         if 0 <= expert < weights.num_experts:
@@ -79,7 +83,9 @@ def _expert(weights: MoeWeights, expert: int, x: Tensor, activation: Activation,
     sums = exact_in_any_order(xd, w13)
     half = sums.shape[1] // 2
     certain = (low == high) & sums[:, :half] & sums[:, half:]
-    flat = (h.value.double() == total).view(-1, 2, half).all(1) & (pre.value.double() == _plus(h.value.double(), weights.w13_bias, expert)).view(-1, 2, half).all(1)
+    flat = (h.value.double() == total).view(-1, 2, half).all(1) & (
+        pre.value.double() == _plus(h.value.double(), weights.w13_bias, expert)
+    ).view(-1, 2, half).all(1)
     a = act.value.double()
     flat &= _unrounded(pre.value.double(), activation) == a
     y = a @ w2.t()

@@ -76,7 +76,8 @@ class Interval:
 def activation_error(result: Tensor, gate: Tensor, alpha: float) -> Tensor:
     """Largest error [...] float64 of the fp32 activation with fast intrinsics: (8 + 1.2 |alpha g|) 2^-23 relative; none for alpha = 0.
 
-    With alpha = 0 the sigmoid is exactly 1/2 and one correctly rounded product is left. Where the kernel's exponential may already overflow while IEEE's quotient is still a tiny number, the result may also be 0.
+    With alpha = 0 the sigmoid is exactly 1/2 and one correctly rounded product is left. Where the kernel's exponential may already
+    overflow while IEEE's quotient is still a tiny number, the result may also be 0.
     """
     if alpha == 0:
         return torch.zeros_like(result)
@@ -104,8 +105,9 @@ def _fast_quotient(gate: Tensor, up: Tensor, alpha: float, beta: float) -> Tenso
     return _fp32(_fp32(gate / _fp32(1.0 + power)) * _fp32(up + beta))
 
 
-def _clamp(gate: Tensor, up: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
-    """CUDA's fminf/fmaxf: a NaN gate becomes the limit, a NaN up the upper limit."""
+def _clamp(h: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
+    """[m, 2I] = [gate; up] clamped by CUDA's fminf/fmaxf: a NaN gate becomes the limit, a NaN up the upper limit."""
+    gate, up = h.chunk(2, dim=-1)
     if limit is None:
         return gate, up
     bound = torch.tensor(limit, dtype=gate.dtype, device=gate.device)
@@ -114,9 +116,7 @@ def _clamp(gate: Tensor, up: Tensor, limit: float | None) -> tuple[Tensor, Tenso
 
 def activate(h: Interval, activation: Activation, model: RoundingModel) -> Interval:
     """h [m, 2I] = [gate; up] -> bf16 activation [m, I] with the interval its intrinsics and the spread of h allow."""
-    (gate, up), (gate_low, up_low), (gate_high, up_high) = (
-        _clamp(*end.double().chunk(2, dim=-1), activation.limit) for end in (h.value, *h.ends())
-    )
+    (gate, up), (gate_low, up_low), (gate_high, up_high) = (_clamp(end.double(), activation.limit) for end in (h.value, *h.ends()))
     alpha, beta = activation.alpha, activation.beta
     if h.low is None and not model.silu_bf16:
         centre = silu(gate, alpha) * _fp32(up + beta)

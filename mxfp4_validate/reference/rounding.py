@@ -43,9 +43,7 @@ class RoundingModel:
 
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
-MARLIN = RoundingModel(
-    "marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False
-)
+MARLIN = RoundingModel("marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False)
 TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, slot_bf16=True, ordered=False)
 
 

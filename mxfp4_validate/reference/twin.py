@@ -99,9 +99,7 @@ def sum_slots(rows: Tensor, w: Tensor, present: Tensor, model: RoundingModel) ->
     acc = torch.zeros(rows.shape[0], rows.shape[2], dtype=torch.float32, device=rows.device)
     for j in range(rows.shape[1]):
         term = w[:, j, None].double() * rows[:, j].double()  # exact: 24 by 24 bits
-        if model.slot_bf16:
-            total = acc + round_bf16(term.float())
-        else:
-            total = (acc.double() + term).float()  # a fused multiply-add up to a double rounding of one in 2^29
+        # Else a fused multiply-add, up to a double rounding of one in 2^29.
+        total = acc + round_bf16(term.float()) if model.slot_bf16 else (acc.double() + term).float()
         acc = torch.where(present[:, j, None], total, acc)
     return acc.bfloat16()

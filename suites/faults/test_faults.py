@@ -22,8 +22,12 @@ def test_fault_is_caught(fault: faults.Fault, fault_bench: FaultBench, fault_row
     failed = fault_bench.failing(fault)
     fault_row(f"{fault.number}-{fault.name}", failed)
     missed = sorted(set(fault.caught_by) - failed)
-    assert not missed, f"{fault.number} {fault.name} ({fault.what}) survived {', '.join(missed)}; caught by: {', '.join(sorted(failed)) or 'nothing'}"
-    assert bool(failed) != bool(fault.indistinguishable), f"{fault.name}: caught by {sorted(failed)}, said to be {fault.indistinguishable or 'caught'}"
+    assert not missed, (
+        f"{fault.number} {fault.name} ({fault.what}) survived {', '.join(missed)}; caught by: {', '.join(sorted(failed)) or 'nothing'}"
+    )
+    assert bool(failed) != bool(fault.indistinguishable), (
+        f"{fault.name}: caught by {sorted(failed)}, said to be {fault.indistinguishable or 'caught'}"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
