@@ -1,0 +1,59 @@
+"""The built wheel works from an empty folder: suites inside, verbs run, torch not needed to collect, typos are errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the tree and unpacked by pip into a folder of its own."""
+    base = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(base / "dist"), str(ROOT)]
+    made = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
+    (wheel,) = (base / "dist").glob("*.whl")
+    target = base / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(pip, capture_output=True, check=True)
+    return target
+
+
+def run(installed: Path, cwd: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mxfp4_validate ARGS` with the wheel ahead of any checkout."""
+    full = {**os.environ, "PYTHONPATH": str(installed), **env}
+    return subprocess.run(
+        [sys.executable, "-m", "mxfp4_validate", *args], cwd=cwd, env=full, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_verbs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """`list`, `doctor` and a slice of the kernel suite, all from the wheel's own files."""
+    where = [sys.executable, "-c", "import mxfp4_validate; print(mxfp4_validate.__file__)"]
+    found = subprocess.run(
+        where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True
+    )
+    assert str(installed) in found.stdout, "the checkout was imported instead of the wheel"
+    listed = run(installed, tmp_path, "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert len(json.loads(listed.stdout)["checks"]) > 20
+    doctor = run(installed, tmp_path, "doctor", "--json")
+    assert doctor.returncode == 0, doctor.stderr
+    kernel = run(installed, tmp_path, "kernel", "--backend", "emulate:sm90-cutlass", "-k", "probe", "--case", "*-mini/m3/*")
+    assert kernel.returncode == 0, kernel.stdout[-3000:] + kernel.stderr[-2000:]
+    assert "10 passed" in kernel.stdout, kernel.stdout[-2000:]
+
+
+def test_an_unknown_marker_is_an_error(installed: Path, tmp_path: Path) -> None:
+    """`-m kernal` must not select nothing and look fine."""
+    typo = run(installed, tmp_path, "kernel", "--backend", "emulate:sm90-cutlass", "-m", "kernal")
+    assert typo.returncode == 2, typo.stdout + typo.stderr
+    assert "kernal" in typo.stdout + typo.stderr
