@@ -141,7 +141,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Our own tests carry no suite marker and import torch: with `-m kernel` they need not be read."""
     names = marker_names(config.option.markexpr or "")
     only_suites = bool(names) and set(names) <= {"kernel", "layout", "faults", "hardware"} and "not" not in config.option.markexpr.split()
-    return True if only_suites and collection_path == _OWN_TESTS else None
+    return True if only_suites and collection_path.is_relative_to(_OWN_TESTS) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import literal_layouts as literal
+from tests import literal_layouts as literal
 import pytest
 import torch
 from hypothesis import given, settings
