@@ -22,7 +22,9 @@ ACTIVATION_CONSTANT = Tolerance(
     8, "alpha*g, 1+e, quotient, u+beta and two products round once each; fast division and __expf add 2 ulp each"
 )
 ACTIVATION_SLOPE = Tolerance(
-    1.2, "__expf evaluates 2^(x*log2 e): the argument's rounding grows with |x| (1.173 ulp a unit, CUDA programming guide)"
+    1.2,
+    "__expf evaluates 2^(x*log2 e), whose argument's rounding grows with |x|; with the constant it held in 33 million draws of both models' "
+    "activations compiled with fast math on an H200, the worst at 0.55 of it",
 )
 #: Below this alpha*gate the kernel's exponential overflows and the result is exactly 0, where IEEE gives under 1e-35.
 ACTIVATION_FLUSH = Tolerance(1e-30, "1/(1+inf) is 0; no result of this size can be seen in a bf16 output of order 1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tests import literal_layouts as literal
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from mxfp4_validate.layouts.detect import detect
 from mxfp4_validate.layouts.prepare import Sm90Weights, prepare_sm90, unprepare_sm90
 from mxfp4_validate.layouts.sm90_a import SM90_A
 from mxfp4_validate.layouts.sm90_b import SM90_B
+from tests import literal_layouts as literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

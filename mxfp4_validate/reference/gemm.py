@@ -112,8 +112,8 @@ def folded(x: Tensor, packed: Tensor, scale: Tensor, model: RoundingModel, sprea
     codes = e2m1.decode(e2m1.unpack(packed)).view(N, C, BLOCK)
     weight = (codes * e8m0.decode(scale, model.e8m0).unsqueeze(-1)).flatten(1)
     xd = x.double()
-    magnitude = xd.abs() @ weight.abs().t()
-    radius = 18 / 16 * K * 2.0**-23 * magnitude
+    reach = xd.abs() if spread is None else xd.abs() + spread
+    radius = 18 / 16 * K * 2.0**-23 * (reach @ weight.abs().t())
     if spread is not None:
         radius += spread @ weight.abs().t()
     return Sum((xd @ weight.t()).float(), radius)
