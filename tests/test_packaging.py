@@ -27,6 +27,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_every_module_is_in_the_wheel(installed: Path) -> None:
+    """A package missing from pyproject's list would go unnoticed beside an editable install, which serves it from the checkout."""
+    for source, place in (("mxfp4_validate", "."), ("suites", "suites"), ("evals", "evals"), ("reports", "reports")):
+        wanted = {p.relative_to(ROOT / source) for p in (ROOT / source).rglob("*.py")}
+        there = {p.relative_to(installed / "mxfp4_validate" / place) for p in (installed / "mxfp4_validate" / place).rglob("*.py")}
+        assert wanted <= there, f"{source}: {sorted(map(str, wanted - there))} are not in the wheel; add their package in pyproject.toml"
+
+
 def run(installed: Path, cwd: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`python -m mxfp4_validate ARGS` with the wheel ahead of any checkout."""
     full = {**os.environ, "PYTHONPATH": str(installed), **env}
