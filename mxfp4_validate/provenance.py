@@ -79,7 +79,7 @@ def visible_gpus(env: Mapping[str, str]) -> list[str]:
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The allow-listed variables that are set, home folder abbreviated."""
+    """The allow-listed variables that are set."""
     return {name: env[name] for name in ENV_NAMES if name in env}
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,32 @@ from mxfp4_validate import catalogue, manifest, provenance
 from mxfp4_validate.backends import registry
 from mxfp4_validate.catalogue import Item
 from mxfp4_validate.errors import MxfpError
-from mxfp4_validate.fault_bench import BACKEND, FaultBench, render
-from mxfp4_validate.records.store import Result
-from mxfp4_validate.selection import DEFAULT_BACKEND, DEFAULT_CATALOGUE, Selection, load_checks, marker_names, split_specs, wrong_markers
-from mxfp4_validate.session import ATTRIBUTE, Reporting, Run, failure, header, properties
-from mxfp4_validate.worker.parent import Worker
+from mxfp4_validate.pytest_items import (
+    POOL,
+    RUN,
+    CheckItem,
+    check_item,
+    fault_bench,
+    fault_row,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
+from mxfp4_validate.selection import (
+    DEFAULT_BACKEND,
+    DEFAULT_CATALOGUE,
+    SUITES,
+    Selection,
+    load_checks,
+    marker_names,
+    reaches_suites,
+    split_specs,
+    wrong_markers,
+)
+from mxfp4_validate.session import Reporting, Run, header
 from mxfp4_validate.worker.pool import Pool, child_environment
+
+#: Fixtures and hooks that pytest finds here.
+__all__ = ["CheckItem", "check_item", "fault_bench", "fault_row", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 MARKERS = {
     "kernel": "the candidate kernel's outputs",
@@ -30,12 +49,8 @@ MARKERS = {
     "family(name)": "which checks of the catalogue a suite's test function runs",
     "xdist_group(name)": "items of one backend and shape, kept on one worker so that a layer is built once",
 }
-RUN = pytest.StashKey[Run]()
-POOL = pytest.StashKey[Pool]()
-RESULT = pytest.StashKey[Result]()
 KEPT = pytest.StashKey[set[int]]()
-_OWN_TESTS = Path(__file__).parents[1] / "tests"
-_SUITES = (Path(__file__).parent / "suites", Path(__file__).parents[1] / "suites")
+_OWN_TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +76,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    if config.option.deadline_scale <= 0:
+        raise pytest.UsageError(f"--deadline-scale {config.option.deadline_scale} must be positive")
     config.stash[POOL] = Pool(child_environment(os.environ), config.option.deadline_scale, config.option.mxfp4_fault)
 
 
@@ -80,8 +97,10 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: a worker a visible GPU; CPU backends use their threads, so one worker."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """`-n auto`: a worker a visible GPU; CPU backends use their threads, so one worker. Our own tests are left to xdist."""
+    if not _asked_for(config, all_of_it=False):
+        return None
     try:
         on_gpu = any(registry.device_of(spec) != "cpu" for spec in split_specs(config.option.backend))
     except MxfpError:
@@ -98,11 +117,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if wrong := wrong_markers(config.option.markexpr, registered):
             raise pytest.UsageError(*wrong)
     try:
-        config.stash[RUN] = _build_run(config)
+        run = config.stash[RUN] = _build_run(config)
+        counts = config.option.mxfp4_manifest or (manifest.PATH if run.selection.checks is catalogue.CHECKS else None)
+        if counts and _asked_for(config, all_of_it=False):
+            run.check_catalogue(manifest.load(Path(counts)))
     except MxfpError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Reporting(config.stash[RUN], bool(config.option.collectonly)), "mxfp4-reporting")
+        idle = any(map(config.getoption, ("collectonly", "setuponly", "setupplan")))
+        config.pluginmanager.register(Reporting(config.stash[RUN], idle), "mxfp4-reporting")
 
 
 def _build_run(config: pytest.Config) -> Run:
@@ -110,22 +133,17 @@ def _build_run(config: pytest.Config) -> Run:
     checks = load_checks(options.mxfp4_catalogue)
     sent = getattr(config, "workerinput", {}).get("mxfp4_devices")
     devices = json.loads(sent) if sent else {spec: registry.device_of(spec) for spec in split_specs(options.backend)}
-    counts = Path(options.mxfp4_manifest) if options.mxfp4_manifest else manifest.PATH if checks is catalogue.CHECKS else None
-    return Run.build(
-        Selection.build(devices, checks, options.case, options.check),
-        manifest.load(counts) if counts else None,
-        record=options.record,
-        settings={
-            "backends": devices,
-            "case": options.case,
-            "check": options.check,
-            "markers": options.markexpr,
-            "keywords": options.keyword,
-            "require_hardware": options.require_hardware,
-            "fault": options.mxfp4_fault,
-            "deadline_scale": options.deadline_scale,
-        },
-    )
+    settings = {"backends": devices, "markers": options.markexpr, "keywords": options.keyword, "fault": options.mxfp4_fault}
+    settings |= {name: getattr(options, name) for name in ("case", "check", "require_hardware", "deadline_scale")}
+    selection = Selection.build(devices, checks, options.case, options.check)
+    return Run(selection, Path(options.record) if options.record else None, settings)
+
+
+def _asked_for(config: pytest.Config, all_of_it: bool) -> bool:
+    """Whether the command line's paths (or `testpaths`) reach into the suites, or hold them whole."""
+    if all_of_it and (config.option.ignore or config.option.ignore_glob):
+        return False
+    return reaches_suites([(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args], all_of_it)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -167,11 +185,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run = config.stash[RUN]
     suite = [(item, param) for item in items if (param := _param(item))]
     if not any("::" in arg for arg in config.args):
-        run.check_collected([param for item, param in suite if any(folder in item.path.parents for folder in _SUITES)])
-    keep = sorted((pair for pair in suite if run.selection.keeps(pair[1][1])), key=lambda pair: run.order(*pair[1]))
+        run.check_collected(
+            [param for item, param in suite if any(folder in item.path.resolve().parents for folder in SUITES)],
+            _asked_for(config, all_of_it=True),
+        )
+    place = run.order()
+    keep = sorted((pair for pair in suite if run.selection.keeps(pair[1][1])), key=lambda pair: place[pair[1][0], pair[1][1].item_id])
     config.stash[KEPT] = {id(item) for item, _ in keep}
-    dropped = [item for item, _ in suite if id(item) not in config.stash[KEPT]]
-    if dropped:
+    if dropped := [item for item, _ in suite if id(item) not in config.stash[KEPT]]:
         config.hook.pytest_deselected(items=dropped)
     # A family without items leaves a placeholder that pytest would show as skipped.
     items[:] = [item for item in items if "check_item" not in getattr(item, "fixturenames", ())] + [item for item, _ in keep]
@@ -227,75 +248,3 @@ def _expect(config: pytest.Config, nodeids: list[str]) -> list[str]:
     if getattr(config.option, "dist", "no") != "no":
         pool.close()  # the controller runs nothing, and its child would hold GPU memory
     return [f"mxfp4 backend {spec}: {line}" for spec, line in run.facts.items()]
-
-
-@pytest.fixture
-def check_item(request: pytest.FixtureRequest) -> CheckItem:
-    """One check on one case with one backend."""
-    spec, item = request.param
-    return CheckItem(request.node, spec, item)
-
-
-@pytest.fixture(scope="session")
-def fault_bench() -> Generator[FaultBench, None, None]:
-    """A worker that runs the fault matrix on the emulating backend."""
-    worker = Worker(BACKEND, child_environment(os.environ))
-    yield FaultBench(worker)
-    worker.close()
-
-
-@pytest.fixture
-def fault_row(record_property: Callable[[str, object], None]) -> Callable[[str, set[str]], None]:
-    """Keep a row of the fault matrix for the summary."""
-    return lambda label, failed: record_property("fault_row", f"{label}|{','.join(sorted(failed))}")
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The fault matrix, if faults ran."""
-    rows = {
-        label: set(failed.split(","))
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        for key, value in getattr(report, "user_properties", ())
-        if key == "fault_row"
-        for label, failed in [value.split("|")]
-    }
-    if rows:
-        terminalreporter.section("fault matrix")
-        for line in render(dict(sorted(rows.items(), key=lambda row: (int(row[0].split("-")[0][1:]), row[0])))):
-            terminalreporter.line(line)
-
-
-@dataclass
-class CheckItem:
-    """What a suite's test function is given."""
-
-    node: pytest.Item
-    spec: str
-    item: Item
-
-    def require_passed(self) -> None:
-        """Run the check in the child process; skip if the backend is unavailable, fail for anything but a pass."""
-        config = self.node.config
-        pool, run = config.stash[POOL], config.stash[RUN]
-        answer = pool.availability(self.spec)
-        if answer.outcome == "passed":
-            check = self.item.check
-            answer = pool.worker(self.spec).check(check.name, check.target, self.item.case.case_id, check.deadline_s)
-        result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
-        self.node.stash[RESULT] = result
-        self.node.user_properties.extend(properties(result))
-        if answer.outcome == "unavailable":
-            reason = f"backend {self.spec} unavailable: {answer.message}"
-            pytest.fail(reason, pytrace=False) if config.option.require_hardware else pytest.skip(reason)
-        if answer.outcome != "passed":
-            pytest.fail(failure(self.item, result, config.option.mxfp4_fault), pytrace=False)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """The result travels on the report, as text: that is what xdist carries to the controller."""
-    report = yield
-    if report.when == "call" and RESULT in item.stash:
-        setattr(report, ATTRIBUTE, item.stash[RESULT].to_json())
-    return report

@@ -8,12 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from mxfp4_validate import catalogue
 from mxfp4_validate.catalogue import Check, Item
 from mxfp4_validate.errors import UsageError
 
 DEFAULT_BACKEND = "sm90-cutlass"
+_HERE = Path(__file__).resolve().parent
+#: Where the suites may be: inside the installed package, or beside it in a checkout.
+SUITES = (_HERE / "suites", _HERE.parent / "suites")
 DEFAULT_CATALOGUE = "mxfp4_validate.catalogue:CHECKS"
 
 
@@ -79,6 +83,12 @@ class Selection:
 
 def _matches(name: str, glob: str | None) -> bool:
     return glob is None or name == glob or fnmatchcase(name, glob)
+
+
+def reaches_suites(paths: Sequence[Path], whole: bool) -> bool:
+    """Whether files and folders that were asked for reach into the suites or, if `whole`, hold all of them."""
+    holds = any(folder.is_relative_to(path) for folder in SUITES if folder.is_dir() for path in paths)
+    return holds or (not whole and any(path.is_relative_to(folder) for folder in SUITES for path in paths))
 
 
 def wrong_markers(expression: str, registered: Iterable[str]) -> list[str]:

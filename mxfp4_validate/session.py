@@ -38,34 +38,28 @@ class Run:
     others: int = 0  # tests that are not the suites'
     store: Store | None = None
 
-    @classmethod
-    def build(
-        cls,
-        selection: Selection,
-        counts: Mapping[str, Mapping[str, int]] | None,
-        *,
-        record: str | None,
-        settings: Mapping[str, object],
-    ) -> Run:
-        """A run whose catalogue holds what the manifest says; `UsageError` names what is missing."""
+    def check_catalogue(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """`UsageError` naming every family of which the catalogue does not hold what the manifest says."""
         wrong = []
-        for device in sorted(set(selection.devices.values())) if counts is not None else ():
-            planned = next(selection.planned[spec] for spec, d in selection.devices.items() if d == device)
-            wrong += manifest.differences((counts or {}).get(device, {}), manifest.count(planned), f"catalogue for {device}")
+        for device in sorted(set(self.selection.devices.values())):
+            planned = next(self.selection.planned[spec] for spec, d in self.selection.devices.items() if d == device)
+            wrong += manifest.differences(counts.get(device, {}), manifest.count(planned), f"catalogue for {device}")
         if wrong:
             raise UsageError("\n".join([*wrong, "if that is meant, run: mxfp4-validate list --manifest > mxfp4_validate/manifest.toml"]))
-        return cls(selection, Path(record) if record else None, settings)
 
-    def order(self, spec: str, item: Item) -> tuple[int, bool, str, int]:
-        """Sort key: a backend's small shapes first, then shape by shape, so that the one layer a child keeps is used."""
-        shape = item.case.shape
-        return list(self.selection.devices).index(spec), shape.production, shape.name, FAMILIES.index(item.check.family)
+    def order(self) -> dict[tuple[str, str], int]:
+        """The place of every (backend, item id): the catalogue's order, in which the one layer that a child keeps is used."""
+        every = [(spec, item.item_id) for spec, items in self.selection.planned.items() for item in items]
+        return {key: place for place, key in enumerate(every)}
 
-    def check_collected(self, found: Iterable[tuple[str, Item]]) -> None:
-        """Note every family of which fewer items were collected than planned."""
+    def check_collected(self, found: Iterable[tuple[str, Item]], everything: bool) -> None:
+        """Note every family of which fewer items were collected than planned.
+
+        `everything` says that all suites were asked for; otherwise only files of which something was collected are counted.
+        """
         counts = Counter((spec, item.check.family) for spec, item in found)
         for families in _FILES:
-            if any(family in families for _, family in counts):
+            if everything or any(family in families for _, family in counts):
                 for spec, planned in self.selection.planned.items():
                     expected = {f: n for f, n in manifest.count(planned).items() if f in families}
                     self.problems += manifest.differences(expected, {f: counts[spec, f] for f in families}, f"collected for {spec}")
@@ -129,23 +123,29 @@ class Run:
         """Expected items without a result."""
         return [nodeid for nodeid in self.expected if nodeid not in self.results]
 
+    def check_complete(self) -> None:
+        """Note it if an expected item has no result although nobody stopped the run."""
+        if missing := self.missing():
+            self.problems.append(f"{len(missing)} of {len(self.expected)} items have no result, first {missing[0]}")
+
+    def nothing_tested(self) -> bool:
+        """Whether items were expected and not one was judged."""
+        return bool(self.expected) and all(result.outcome == "unavailable" for result in self.results.values())
+
     def verdict(self) -> int:
         """Exit status that the results alone ask for, where pytest itself saw nothing wrong: 0, 1, 4 or 5."""
         outcomes = {result.outcome for result in self.results.values()}
-        missing = self.missing()
-        if missing:
-            self.problems.append(f"{len(missing)} of {len(self.expected)} items have no result, first {missing[0]}")
         if outcomes - {"passed", "unavailable"}:
             return 1
         if self.problems:
             return 4
-        return 5 if self.expected and outcomes <= {"unavailable"} and not self.others else 0
+        return 5 if self.nothing_tested() and not self.others else 0
 
     def summary(self) -> list[str]:
         """Terminal lines of what there is now."""
         planned = Counter((spec, item.check.family) for spec, items in self.selection.planned.items() for item in items)
         lines = terminal.summary(list(self.results.values()), planned, self.facts)
-        if all(result.outcome == "unavailable" for result in self.results.values()):
+        if self.nothing_tested():
             lines.append("NOTHING WAS TESTED; without a GPU run the twin: --backend emulate:sm90-cutlass")
         if self.store is not None:
             lines.append(f"record: {self.store.path}")
@@ -171,7 +171,11 @@ class Reporting:
             self.run.add_failure(report.nodeid, report.longreprtext)
 
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
-        if exitstatus == 0 and not self.collect_only:
+        if self.collect_only:
+            return
+        if exitstatus in (0, 1) and not session.shouldstop and not session.shouldfail:
+            self.run.check_complete()
+        if exitstatus == 0:
             session.exitstatus = self.run.verdict()
         if self.run.store is not None:
             self.run.store.finish(int(session.exitstatus))
@@ -194,7 +198,7 @@ def properties(result: Result) -> list[tuple[str, object]]:
 def failure(item: Item, result: Result, fault: str | None = None) -> str:
     """The text of a failed item: what, how to repeat it, on what, and then the check's own words."""
     case, shape = item.case, item.case.shape
-    repro = ["mxfp4-validate", "kernel", *(["-m", "layout"] if item.check.family == "layout" else []), "--backend", result.backend]
+    repro = ["mxfp4-validate", "kernel", "--backend", result.backend]
     repro += ["--case", case.case_id, "--check", item.check.name, *(["--fault", fault] if fault else [])]
     tactic = f", tactic {result.metrics['tactic']}" if "tactic" in result.metrics else ""
     return "\n".join(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from mxfp4_validate.records.store import Result
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-#: Shown as the worst of a family: the smallest share, the largest counts.
-_WORST = {"bit_equal": min, "unexplained": max, "different": max}
+    from mxfp4_validate.records.store import Result
 
 
 def summary(results: Sequence[Result], planned: Mapping[tuple[str, str], int], facts: Mapping[str, str]) -> list[str]:
     """Lines for `planned` items by (backend, family) and the results there are; `facts` has a line of facts by backend."""
-    rows = [["backend", "family", "passed", "failed", "skipped", "not run", "worst"]]
+    rows = [["backend", "family", "passed", "failed", "skipped", "not run", "seconds", "worst"]]
     for (backend, family), total in planned.items():
         mine = [r for r in results if (r.backend, r.family) == (backend, family)]
         passed, skipped = (sum(r.outcome == outcome for r in mine) for outcome in ("passed", "unavailable"))
-        rows.append([backend, family, *map(str, (passed, len(mine) - passed - skipped, skipped, total - len(mine))), worst(mine)])
+        counts = (passed, len(mine) - passed - skipped, skipped, total - len(mine))
+        rows.append([backend, family, *map(str, counts), f"{sum(r.seconds for r in mine):.1f}", worst(mine)])
     lines = [f"{backend}: {line}" for backend, line in facts.items()] + _aligned(rows)
-    return lines + _how(results) + _findings(results) + _untested(results, planned)
+    return lines + _how(results) + _slowest(results) + _findings(results) + _untested(results, planned)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -32,19 +33,26 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def worst(results: Sequence[Result]) -> str:
-    """The worst of each metric that any of the results carries, as `name value`."""
-    found = []
-    for name, extreme in _WORST.items():
-        values = [value for r in results if isinstance(value := r.metrics.get(name), int | float) and not isinstance(value, bool)]
-        if values:
-            found.append(f"{name} {extreme(values):.6g}")
-    return ", ".join(found)
+    """The lowest `bit_equal` and the total `unexplained` of those results that carry them, as `name value`."""
+    equal, unexplained = _numbers(results, "bit_equal"), _numbers(results, "unexplained")
+    found = [f"bit_equal {min(equal):.6g}"] if equal else []
+    return ", ".join(found + ([f"unexplained {sum(unexplained):.6g}"] if unexplained else []))
+
+
+def _numbers(results: Sequence[Result], name: str) -> list[float]:
+    values = [r.metrics.get(name) for r in results]
+    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
 def _how(results: Sequence[Result]) -> list[str]:
     """How the failures failed, where it was not by wrong bits."""
     kinds = [r.outcome for r in results if r.outcome not in ("passed", "failed", "unavailable")]
     return ["of the failed: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))] if kinds else []
+
+
+def _slowest(results: Sequence[Result], count: int = 5) -> list[str]:
+    ran = sorted((r for r in results if r.outcome != "unavailable"), key=lambda r: -r.seconds)[:count]
+    return ["slowest: " + ", ".join(f"{r.item_id} {r.seconds:.1f} s" for r in ran)] if ran else []
 
 
 def _findings(results: Sequence[Result]) -> list[str]:
