@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the tree and unpacked by pip into a folder of its own."""
     base = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(base / "dist"), str(ROOT)]
+    # From a copy: setuptools builds inside the tree, and two xdist workers would trip over each other's build folder.
+    tree = base / "tree"
+    for name in ("mxfp4_validate", "suites", "evals", "reports"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(base / "dist"), str(tree)]
     made = subprocess.run(build, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
     (wheel,) = (base / "dist").glob("*.whl")
