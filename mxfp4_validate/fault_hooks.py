@@ -56,15 +56,6 @@ def _zero_tail(t: Tensor) -> Tensor:
     return t
 
 
-def _tail_of(width: Callable[[MoeWeights], int], name: str) -> Load:
-    def change(w: MoeWeights) -> MoeWeights:
-        t = w.tensors()[name].clone()
-        t[:, :, (width(w) - 128) // 2 :] = 0
-        return w.with_(**{name: t})
-
-    return change
-
-
 def _group64(scale: Tensor) -> Tensor:
     return scale[..., 0::2].repeat_interleave(2, -1)
 

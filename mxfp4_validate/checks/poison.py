@@ -14,6 +14,7 @@ from mxfp4_validate.checks.calls import call
 from mxfp4_validate.checks.context import Context
 from mxfp4_validate.comparison.bits import require_equal
 from mxfp4_validate.errors import CheckFailed
+from mxfp4_validate.formats.moe_weights import MoeInputs
 
 
 @contextlib.contextmanager
@@ -76,17 +77,16 @@ def scale_codes(ctx: Context, case: MoeCase) -> dict[str, object]:
     bias[:, 0], bias[:, I] = 64.0, 1.0
     w2 = torch.zeros_like(weights.w2)
     w2[:, :, 0] = 0x02
+    ids = torch.zeros(3, 1, dtype=torch.int32, device=ctx.device)
+    x = torch.zeros(3, H, dtype=torch.bfloat16, device=ctx.device)
+    inputs = MoeInputs(x, ids, torch.ones_like(ids, dtype=torch.float32))
     metrics: dict[str, object] = {}
     meaning = ctx.backend.rounding().e8m0
     for byte, want in ((0, meaning.byte_0), (1, 2.0**-126), (254, 2.0**127), (255, meaning.byte_255)):
         scale = torch.full_like(weights.w2_scale, 127)
         scale[:, :, 0] = byte
         probe = weights.with_(w13=torch.zeros_like(weights.w13), w13_bias=bias, w2=w2, w2_scale=scale, w2_bias=None)
-        ids = torch.zeros(3, 1, dtype=torch.int32, device=ctx.device)
-        x = torch.zeros(3, H, dtype=torch.bfloat16, device=ctx.device)
-        from mxfp4_validate.formats.moe_weights import MoeInputs
-
-        out = call(ctx, ctx.backend.prepare(probe), MoeInputs(x, ids, torch.ones_like(ids, dtype=torch.float32)), Activation(0.0, 0.0, 2.0))
+        out = call(ctx, ctx.backend.prepare(probe), inputs, Activation(0.0, 0.0, 2.0))
         got = float(out[0, 0])
         metrics[f"byte_{byte}"] = got
         # 0 * Inf inside the block is NaN where a kernel multiplies before it adds, and Inf where the whole chunk's sum is scaled.

@@ -54,7 +54,7 @@ def coverage(ctx: Context, case: MoeCase) -> dict[str, object]:
         "experts": weights.num_experts,
     }
     missing = [name for name in ("gate_over_limit", "up_over_limit", "up_under_limit") if not 0.002 < float(str(found[name])) < 0.05]
-    missing += ["codes"] * (found["codes"] != 16) + ["scale_values"] * (weights.w13_scale.unique().numel() < 3)
+    missing += ["codes"] * (found["codes"] != 16) + ["scale_values"] * (int(str(found["scale_values"])) < 3)
     missing += ["unsaturated"] * (float(str(found["unsaturated"])) < 0.5)
     if case.routing is Routing.EMPTY and ids.unique().numel() > weights.num_experts // 2:
         missing.append("experts_used")

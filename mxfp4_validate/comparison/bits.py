@@ -1,4 +1,4 @@
-"""Exact comparison of two bf16 tensors: equality, the first mismatch by coordinate and value, and ulps."""
+"""Exact comparison of two bf16 tensors: equality, and the first mismatch by coordinate and value."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from mxfp4_validate.errors import CheckFailed
 def differs(candidate: Tensor, expected: Tensor) -> Tensor:
     """Elementwise inequality of values: -0 equals 0, a NaN equals nothing, not even a NaN."""
     return candidate.ne(expected)
-
-
-def ulps(candidate: Tensor, expected: Tensor) -> Tensor:
-    """Distance in bf16 steps [...] int32, counting through zero; meaningless for NaN."""
-
-    def order(t: Tensor) -> Tensor:
-        bits = t.bfloat16().view(torch.int16).int()
-        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
-
-    return (order(candidate) - order(expected)).abs()
 
 
 def describe_first(candidate: Tensor, expected: Tensor, wrong: Tensor, limit: int = 8) -> str:
