@@ -1,11 +1,12 @@
 """Every check there is: a name, what it proves, the function that does it, and the cases it runs on. No torch here.
 
 A check's function lives in `mxfp4_validate/checks/` and has the signature `(Context, MoeCase) -> dict[str, object]`: it returns
-the metrics it measured and raises `CheckFailed` when bits are wrong. `plan` turns the catalogue into the items of one backend.
+the metrics it measured and raises `CheckFailed` when bits are wrong. `items` turns the catalogue into the items of one backend.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mxfp4_validate.cases import SHAPES, TOKEN_COUNTS, MoeCase, Routing
@@ -203,12 +204,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def items(device: str, family: str | None = None) -> list[Item]:
+def items(device: str, checks: Iterable[Check] = CHECKS) -> list[Item]:
     """What a backend on `device` ("cpu" or "cuda") is put through, shapes together so that a layer is built once; tuning, the slowest, last."""
-    found = [
-        Item(check, case)
-        for check in CHECKS
-        if family in (None, check.family)
-        for case in (check.cuda_cases if device == "cuda" else check.cpu_cases)
-    ]
+    found = [Item(check, case) for check in checks for case in (check.cuda_cases if device == "cuda" else check.cpu_cases)]
     return sorted(found, key=lambda item: (item.check.name == "tuned", item.case.shape.production, item.case.shape.name))

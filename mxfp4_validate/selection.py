@@ -38,11 +38,8 @@ def load_checks(target: str) -> tuple[Check, ...]:
 
 
 def plan(checks: Sequence[Check], device: str) -> list[Item]:
-    """The items of a device, shapes together so that a layer is built once."""
-    if checks is catalogue.CHECKS:
-        return catalogue.items(device)
-    found = [Item(check, case) for check in checks for case in (check.cuda_cases if device == "cuda" else check.cpu_cases)]
-    return sorted(found, key=lambda item: (item.case.shape.production, item.case.shape.name))
+    """The items of a device in the catalogue's order."""
+    return catalogue.items(device, checks)
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,12 @@ def tp_bias_once(ctx: Context, case: MoeCase) -> dict[str, object]:
         shard = shard_tp(probe.weights, 2, rank, bias_on_rank0=False)
         oracle = shard_tp(probe.weights, 2, rank, bias_on_rank0=True)
         certified = certified_moe(oracle, probe.inputs, probe.activation, ctx.backend.rounding())
+        rows = certified.holds.all(1)
+        if not rows.any():
+            raise CheckFailed(f"probe b2, TP rank {rank} of 2: no row is certified, nothing was compared", {"certified_rows": 0.0})
         out = call(ctx, ctx.backend.prepare(shard), probe.inputs, probe.activation, parallel=Parallel(tp_size=2, tp_rank=rank))
-        metrics = require_equal(out[certified.holds.all(1)], certified.value[certified.holds.all(1)], f"probe b2, TP rank {rank} of 2")
-        metrics["certified_rows"] = float(certified.holds.all(1).double().mean())
+        metrics = require_equal(out[rows], certified.value[rows], f"probe b2, TP rank {rank} of 2")
+        metrics["certified_rows"] = float(rows.double().mean())
     return metrics
 
 
