@@ -16,7 +16,7 @@ import mxfp4_validate
 
 PACKAGES = ("torch", "flashinfer-python", "flashinfer-jit-cache", "sglang", "sglang-kernel", "transformers", "triton", "numpy", "pytest")
 #: Environment variables worth keeping; nothing else of the environment is ever read into a record.
-ENV_NAMES = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "FLASHINFER_DISABLE_VERSION_CHECK")
+ENV_NAMES = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "FLASHINFER_DISABLE_VERSION_CHECK", "MXFP4_THOROUGH")
 
 #: (distribution, first bad, last bad, notice)
 KNOWN_BAD = (
