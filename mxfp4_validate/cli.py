@@ -100,8 +100,10 @@ def _kernel(args: argparse.Namespace, rest: list[str]) -> int:
         *rest,
         str(folder),
     ]
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    status = _wait(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr if args.json else None))
+    # The current folder comes last, so that a checkout of ours there cannot hide the installed package, and a user's backend is still found.
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"), str(Path.cwd()))))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    status = _wait(subprocess.Popen(command, env=env, stdout=sys.stderr if args.json else None))
     # A usage error ends pytest with 4 before there is a record; with one, something planned went missing.
     code = InvalidRun.exit_code if status == 4 and record.exists() else _STATUS.get(status, 1)
     if args.json:

@@ -67,6 +67,18 @@ def test_verbs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "10 passed" in kernel.stdout, kernel.stdout[-2000:]
 
 
+def test_the_suites_run_from_a_checkout_of_ours(installed: Path, tmp_path: Path) -> None:
+    """README's first command runs beside the sources: the folder's `mxfp4_validate`, which has no suites in it, must not hide the installed one."""
+    (tmp_path / "mxfp4_validate").mkdir()
+    (tmp_path / "mxfp4_validate" / "__init__.py").write_text("raise ImportError('the checkout hides the installed package')\n")
+    command = "import sys; sys.path.remove(''); sys.argv[0] = 'mxfp4-validate'; from mxfp4_validate.cli import main; sys.exit(main())"
+    arguments = ("kernel", "--backend", "emulate:sm90-cutlass", "--check", "probe-b1", "--case", "*-mini/m3/*")
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    kernel = subprocess.run([sys.executable, "-c", command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert kernel.returncode == 0, kernel.stdout[-3000:] + kernel.stderr[-2000:]
+    assert "2 passed" in kernel.stdout, kernel.stdout[-2000:]
+
+
 def test_an_unknown_marker_is_an_error(installed: Path, tmp_path: Path) -> None:
     """`-m kernal` must not select nothing and look fine."""
     typo = run(installed, tmp_path, "kernel", "--backend", "emulate:sm90-cutlass", "-m", "kernal")
