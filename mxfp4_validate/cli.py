@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_validate import __version__, catalogue, manifest, provenance
+from mxfp4_validate import cli_serving as serving
 from mxfp4_validate.backends import registry
 from mxfp4_validate.errors import InvalidRun, MxfpError
 from mxfp4_validate.records.store import Store, new_run_id
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--manifest", action="store_true", help="print manifest.toml as the catalogue is now")
         if verb is _doctor:
             sub.add_argument("--require-hardware", action="store_true", help="exit with 1 if the candidate cannot run here")
+    serving.add_verbs(verbs)
     return parser
 
 

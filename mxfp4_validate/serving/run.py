@@ -1,0 +1,215 @@
+"""`eval`: preflight, canary, collection and the record, from a plan and some servers to one finished or resumable run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mxfp4_validate import provenance, states
+from mxfp4_validate.endpoint.address import Address, Secret
+from mxfp4_validate.endpoint.client import Client, Limits
+from mxfp4_validate.endpoint.collect import Collector, Ending, Options, Task, counts_of
+from mxfp4_validate.endpoint.identity import UNREACHABLE, Identity, changes, read_identity
+from mxfp4_validate.endpoint.writer import Writer
+from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
+from mxfp4_validate.grading import grade
+from mxfp4_validate.grading.base import Grade
+from mxfp4_validate.records.evals import EvalStore, run_file
+from mxfp4_validate.serving.canary import canary
+from mxfp4_validate.serving.lock import FolderLock
+from mxfp4_validate.serving.names import shown
+from mxfp4_validate.serving.planned import Planned, difference
+from mxfp4_validate.serving.progress import Progress
+
+#: Exit status by how a collection ended, if samples are missing.
+_STATUS = {"done": IncompleteRun.exit_code, "gave-up": IncompleteRun.exit_code, "invalid": InvalidRun.exit_code, "interrupted": 130}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where and how to ask. `model` None takes the only one served; `expect_backend` None asks for nothing."""
+
+    addresses: tuple[Address, ...]
+    key: Secret
+    model: str | None = None
+    expect_backend: str | None = None
+    ca_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    canaries: int = 4
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a run: exit status as `errors` lists them, samples by state, why it ended."""
+
+    path: Path
+    status: int
+    counts: Mapping[str, int]
+    ending: Ending
+
+
+def run_eval(planned: Planned, servers: Servers, options: Options, out: Path, say: Callable[[str], None] | None = None) -> Finished:
+    """Run or resume; never raises once the record exists, so that everything kept is reported."""
+    say = say or (lambda text: print(shown(text), file=sys.stderr))
+    with FolderLock(out):
+        path = run_file(out)
+        store = _open_or_create(path, planned)
+        try:
+            return asyncio.run(_run(planned, servers, options, store, say))
+        finally:
+            store.close()
+
+
+def _open_or_create(path: Path, planned: Planned) -> EvalStore:
+    if not path.exists():
+        settings, facts = planned.settings, provenance.collect()
+        return EvalStore.create(path, planned.spec.name, planned.repeats, planned.rows, settings, planned.fingerprint, facts)
+    store = EvalStore.resume(path)
+    run = store.run()
+    wrong = difference(run.fingerprint | {"repeats": run.repeats}, dict(planned.fingerprint) | {"repeats": planned.repeats})
+    if [row[0] for row in store.questions()] != [row[0] for row in planned.rows]:
+        wrong.append("the questions or their order differ")
+    if wrong:
+        store.close()
+        raise UsageError(
+            f"--out {path.parent} holds a run with another configuration ({'; '.join(wrong)}); give the same settings, or another folder"
+        )
+    return store
+
+
+async def _run(planned: Planned, servers: Servers, options: Options, store: EvalStore, say: Callable[[str], None]) -> Finished:
+    found = store.states()
+    left = [task for task in planned.tasks if found.get((task.question_id, task.repeat)) not in states.MODEL_STATES]
+    if not left:
+        say("nothing left to ask")
+        return _finish(store, planned, Ending())
+    concurrency = _raise_file_limit(options.concurrency, say)
+    async with AsyncExitStack() as stack:
+        clients = []
+        for address in servers.addresses:
+            client = Client(address, servers.key, concurrency=concurrency, limits=servers.limits, ca_file=servers.ca_file)
+            clients.append(await stack.enter_async_context(client))
+        identities = await _preflight(clients, servers, planned, store, say)
+        model = identities[0].values["model"]
+        options = replace(options, model=model, concurrency=concurrency)
+        wrong = await canary(clients, model, options.sampling, servers.canaries) if servers.canaries else []
+        if wrong:
+            store.add_event("canary", "; ".join(wrong))
+            raise InvalidRun(f"the server generates rubbish, the eval was not started: {shown('; '.join(wrong), 600)}")
+        writer = Writer(store, grader_of(planned), planned.fingerprint["grader"])
+        collector = Collector(clients, identities, options, writer)
+        ending = await _collect(collector, left, len(planned.tasks), planned.spec.name)
+    return _finish(store, planned, ending)
+
+
+async def _collect(collector: Collector, left: Sequence[Task], total: int, name: str) -> Ending:
+    loop, interrupts = asyncio.get_running_loop(), 0
+
+    def interrupted(name: str) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            os._exit(130)
+        print(f"\n{name}: writing what has come back; once more to leave at once", file=sys.stderr, flush=True)
+        collector.stop("interrupted", name)
+
+    for number, label in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")):
+        loop.add_signal_handler(number, interrupted, label)
+    try:
+        with Progress(name, total, total - len(left)) as progress:
+            collector.on_done = progress
+            return await collector.collect(left)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def grader_of(planned: Planned) -> Callable[[str, str], Mapping[str, Grade]]:
+    """Grades by mode; the profile's own first, then our two, so that both can always be shown side by side."""
+    modes = tuple(dict.fromkeys((planned.fingerprint["grader"], "lenient", "strict")))
+    suite = planned.spec.grader
+    return lambda text, gold: {mode: grade(suite, text, gold, mode=mode) for mode in modes}
+
+
+async def _preflight(
+    clients: Sequence[Client], servers: Servers, planned: Planned, store: EvalStore, say: Callable[[str], None]
+) -> list[Identity]:
+    """Identity of every server, all of them one and the same thing, before the first token."""
+    identities = []
+    for client in clients:
+        try:
+            identity = await read_identity(client, servers.model)
+        except UNREACHABLE as error:
+            raise IncompleteRun(f"no server at {client.address.api}: {servers.key.redact(str(error)) or type(error).__name__}") from error
+        _require_model(identity, servers.model, client.address)
+        if servers.expect_backend is not None and identity.values.get("moe_backend") != servers.expect_backend:
+            running = identity.values.get("moe_backend", "unknown")
+            store.add_event("wrong-backend", f"{client.address.root} runs {running}, {servers.expect_backend} was asked for")
+            raise InvalidRun(
+                f"{client.address.root} runs MoE backend {running!r}, --expect-backend is {servers.expect_backend!r}; start it with the right one"
+            )
+        cap = planned.spec.sampling.max_tokens
+        if identity.context_length is not None and cap >= identity.context_length:
+            raise UsageError(
+                f"max_tokens {cap} leaves no room for a prompt in the server's context of {identity.context_length}; "
+                f"lower --max-tokens or start the server with a longer context"
+            )
+        store.add_boot(identity.boot, client.address.root, identity.values)
+        identities.append(identity)
+    for client, identity in zip(clients[1:], identities[1:], strict=True):
+        wrong = changes(identities[0], identity)
+        if wrong:
+            raise InvalidRun(f"{client.address.root} is not what {clients[0].address.root} is: {'; '.join(wrong)}")
+    _same_as_before(store, identities[0])
+    say(
+        f"{identities[0].values['model']} with MoE backend {identities[0].values.get('moe_backend', 'unknown')} at {len(clients)} address(es)"
+    )
+    return identities
+
+
+def _same_as_before(store: EvalStore, identity: Identity) -> None:
+    """A resumed run must go on with the model, version and backend it began with."""
+    for _, values in store.boots().values():
+        wrong = changes(Identity(values, "", None, ()), identity)
+        if wrong:
+            raise InvalidRun(
+                f"this run began on another server: {'; '.join(wrong)}; resume it on the same one, or start a new run with another --out"
+            )
+
+
+def _require_model(identity: Identity, asked: str | None, address: Address) -> None:
+    if asked is None and len(identity.models) != 1:
+        raise UsageError(f"{address.api} serves {len(identity.models)} models ({', '.join(identity.models[:5])}); choose one with --model")
+    if asked is not None and identity.models and asked not in identity.models:
+        raise UsageError(f"--model {asked!r} is not served at {address.api}; it serves {', '.join(identity.models[:5])}")
+
+
+def _raise_file_limit(concurrency: int, say: Callable[[str], None]) -> int:
+    """Sockets for every request in flight, or fewer requests."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency + 128
+    if soft < wanted:
+        top = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+        if top < wanted:
+            concurrency = max(1, top - 128)
+            say(f"only {top} open files are allowed here: --concurrency lowered to {concurrency}; raise `ulimit -n`")
+    return concurrency
+
+
+def _finish(store: EvalStore, planned: Planned, ending: Ending) -> Finished:
+    keys = {(task.question_id, task.repeat) for task in planned.tasks}
+    counts = counts_of({key: state for key, state in store.states().items() if key in keys}, len(keys))
+    missing = sum(counts[state] for state in states.MISSING_STATES)
+    status = _STATUS[ending.kind] if missing or ending.kind == "invalid" else 0
+    if ending.kind != "done":
+        store.add_event("ended", f"{ending.kind}: {ending.reason}")
+    store.finish(status)
+    return Finished(store.path, status, {state: count for state, count in counts.items() if count}, ending)
