@@ -20,7 +20,8 @@ from mxfp4_validate.questions.canonical import question
 GSM8K, GPQA, AIME = (evalspec.load(name) for name in ("gsm8k", "gpqa_diamond", "aime25"))
 ROWS = [
     {
-        **{"Question": f"Which is {n}?", "Correct Answer": f"r{n} [title]x"},
+        "Question": f"Which is {n}?",
+        "Correct Answer": f"r{n} [title]x",
         **{f"Incorrect Answer {i}": f"w{n}  {i}" for i in (1, 2, 3)},
         **dict.fromkeys(("Explanation", "Subdomain", "Writer's Difficulty Estimate"), ""),
     }

@@ -14,11 +14,11 @@ _NO_SENSE = re.compile(r"\\(?:displaystyle|textstyle|left|right|quad|qquad|[,;:!
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox|operatorname|emph|boxed|fbox)\s*\{([^{}]*)\}"
 )
-_LABEL = re.compile(r"^\s*\(?[A-Ea-e]\)[.:]?\s*(?=\S)")
+_LABEL = re.compile(r"^\s*(?:\(?[A-Ea-e]\)[.:]?|[^\W\d_][^\d=:\\]{0,60}:)\s*(?=\S)")
 _MODULO = re.compile(r"\\[pb]?mod\b.*$|\((?:mod)\b.*$", re.DOTALL)
 _DEGREE = re.compile(r"\^\s*(?:\\circ\b|\{\s*\\circ\s*\})|\\degree\b|°|º")
 _EQUAL = re.compile(r"=|\\(?:equiv|approx|Rightarrow|implies|to)\b|≈|≡")
-_COMMA = re.compile(r"\{,\}|\\,")
+_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")
 #: Words after a number; one letter right behind a digit is a variable and stays.
 _UNIT = re.compile(r"(?<=[\d)}%])(?:\s+[^\W\d_]|[^\W\d_]{2})[^\d=<>+*^\\{}()]*(?:\^\s*(?:[23]|\{[23]\}))?$")
 _TWO = re.compile(r"\b(?:or|and)\b|\\(?:text)?(?:or|and)\b")

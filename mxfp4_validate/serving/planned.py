@@ -44,17 +44,24 @@ def plan_run(
     repeats: int,
     settings: Mapping[str, Any],
     shard: tuple[int, int] = (1, 1),
+    order: Sequence[str] = (),
+    examples: Sequence[tuple[str, str]] = (),
 ) -> Planned:
-    """Render everything and fix it. `spec` already has the sampling that will be sent; `shard` (i, n) asks every n-th question, from the i-th."""
+    """Render everything and fix it. `spec` already has the sampling that will be sent.
+
+    Args:
+        shard: (i, n) asks every n-th question, from the i-th.
+        order: ids of the whole set in the order of its file, where `questions` is a part of it; some profiles turn options by it.
+        examples: question and worked answer of the rows a profile shows in every prompt; those rows are not asked.
+    """
     if repeats < 1:
         raise UsageError(f"--repeats is {repeats}, it must be at least 1")
+    order = tuple(order) or tuple(question.id for question in questions.questions)
     shots = profile.shots.get(spec.grader, 0)
-    order = tuple(question.id for question in questions.questions)
-    examples = tuple((q.text, q.gold) for q in questions.questions[:shots])
-    asked = questions.questions[shots:]
+    asked = tuple(question for question in questions.questions if question.id not in order[:shots])
     if not asked:
         raise UsageError(f"profile {profile.name!r} shows {shots} rows as examples and the set has no more; give a larger set")
-    rendered = {(q.id, r): render(q, profile, spec, Context(r, order, examples)) for r in range(repeats) for q in asked}
+    rendered = {(q.id, r): render(q, profile, spec, Context(r, order, tuple(examples))) for r in range(repeats) for q in asked}
     tasks = [
         Task(q.id, r, rendered[q.id, r].messages, rendered[q.id, r].gold)
         for r in range(repeats)

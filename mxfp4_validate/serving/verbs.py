@@ -18,7 +18,7 @@ from mxfp4_validate.endpoint.collect import Options
 from mxfp4_validate.endpoint.flow import RetryPolicy
 from mxfp4_validate.errors import MxfpError, UsageError
 from mxfp4_validate.prompts.profiles import profile as profile_named
-from mxfp4_validate.questions.loading import load
+from mxfp4_validate.questions import examples, first, load
 from mxfp4_validate.records.evals import EvalStore
 from mxfp4_validate.reporting.verdict import score_lines, verdict_lines
 from mxfp4_validate.serving.legs import read_leg
@@ -34,10 +34,15 @@ def eval_verb(args: argparse.Namespace) -> int:
     """Ask a server, or go on with a run."""
     profile = profile_named(args.profile)
     spec, settings = settle(args, profile.apply(evalspec.load(args.eval)))
-    questions = load(spec, args.questions, limit=args.limit, revision=args.revision)
+    whole = load(spec, args.questions, revision=args.revision)
+    questions = whole if args.limit is None else first(whole, args.limit)
+    shots = profile.shots.get(spec.grader, 0)
+    worked = examples(spec, shots, args.questions, revision=args.revision) if shots else ()
     for note in questions.notes:
         print(f"note: {note}", file=sys.stderr)
-    planned = plan_run(spec, profile, questions, args.repeats or spec.repeats, settings, shard_of(args.shard))
+    planned = plan_run(
+        spec, profile, questions, args.repeats or spec.repeats, settings, shard_of(args.shard), [q.id for q in whole.questions], worked
+    )
     options = Options(
         model="",
         sampling=spec.sampling,
