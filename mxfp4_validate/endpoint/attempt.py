@@ -73,7 +73,7 @@ STATUS: dict[int, tuple[str, str, str]] = {
 
 def of_status(status: int, body: str, retry_after: float | None) -> Attempt:
     """An attempt that ended with an HTTP status other than 200. `body` is redacted text."""
-    head = " ".join(body.split())[:500]
+    head = " ".join(body.split())[:500] or "(empty body)"
     state, retry, fatal = STATUS.get(status, (states.SERVER_ERROR, "reroll" if status >= 500 else "no", ""))
     if 300 <= status < 400:
         fatal = f"the server redirects (HTTP {status}), which is not followed; give the final address in --base-url"

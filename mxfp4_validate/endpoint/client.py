@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import time
+import uuid
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from mxfp4_validate.endpoint.attempt import Attempt, InvalidResponse, Reply, of_
 from mxfp4_validate.endpoint.response import loads, parse_completion
 from mxfp4_validate.endpoint.stream import StreamCut, read_stream
 from mxfp4_validate.errors import UsageError
+
+#: Request ids are UUIDs derived from question, repeat and attempt: llama-cpp-python's server answers HTTP 400 to anything else.
+_REQUESTS = uuid.UUID("5f0c3f5e-6d0e-4f57-9a0b-2f3f8c1d7a10")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,10 @@ class Client:
     async def _post(self, body: Mapping[str, Any], request_id: str, seen: dict[str, bool]) -> Attempt:
         assert self._session is not None, "use the client as an async context manager"
         data = json.dumps(body, ensure_ascii=True, allow_nan=False).encode()
-        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        headers = {
+            "Content-Type": "application/json",
+            "X-Request-Id": str(uuid.uuid5(_REQUESTS, request_id)),
+        }  # some servers refuse one that is no UUID
         url = f"{self.address.api}/chat/completions"
         async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             seen["headers"] = True

@@ -114,36 +114,43 @@ class Collector:
             await self._sample(task)
 
     async def _sample(self, task: Task) -> None:
-        """One sample, through all its attempts."""
+        """One sample, through all its attempts; what was learnt is kept even if the run is stopped in between."""
         rows: list[AttemptRow] = []
+        last = [Attempt(states.NOT_RUN)]
+        try:
+            await self._attempts(task, rows, last)
+            if rows:
+                await self._writer.put(_done(task, last[0], rows))
+        except asyncio.CancelledError:
+            if rows:
+                self._writer.salvage(_done(task, last[0], rows))
+            raise
+        if rows:
+            self.on_done(last[0].outcome, last[0].reply.completion_tokens if last[0].reply else None)
+        if last[0].fatal:
+            self.stop("gave-up", last[0].fatal)
+
+    async def _attempts(self, task: Task, rows: list[AttemptRow], last: list[Attempt]) -> None:
+        """Ask until there is an outcome, the budget is spent or the run stops; adds to `rows`, the latest attempt is `last[0]`."""
         counted, invalid, waited, rerolled = 0, 0, 0.0, False
         policy = self._options.retry
-        attempt = Attempt(states.NOT_RUN)
         while True:
             await self._breaker.closed.wait()
             if self._breaker.gave_up:
-                break
+                return
             attempt = await self._ask(task, len(rows))
+            last[0] = replace(attempt, flags=attempt.flags + ("rerolled",) * rerolled)
             rows.append(_row(task, attempt))
             if attempt.ok or attempt.fatal or attempt.retry == "no":
-                break
-            throttled = attempt.status == 429
-            counted += not throttled
+                return
+            counted += attempt.status != 429
             invalid += attempt.outcome == states.INVALID_RESPONSE
-            if counted >= policy.attempts or invalid > policy.invalid:
-                break
             pause = policy.pause(len(rows), attempt.retry_after, self._rng)
-            if waited + pause > policy.budget:
-                break
+            if counted >= policy.attempts or invalid > policy.invalid or waited + pause > policy.budget:
+                return
             waited += pause
             rerolled |= attempt.retry == "reroll"
             await asyncio.sleep(pause)
-        if rows:
-            flags = attempt.flags + (("rerolled",) if rerolled else ())
-            await self._writer.put(Done(task.question_id, task.repeat, task.gold, replace(attempt, flags=flags), tuple(rows)))
-            self.on_done(attempt.outcome, attempt.reply.completion_tokens if attempt.reply else None)
-        if attempt.fatal:
-            self.stop("gave-up", attempt.fatal)
 
     async def _ask(self, task: Task, number: int) -> Attempt:
         options = self._options
@@ -239,6 +246,10 @@ class Collector:
                 continue
             self._identities[at] = found
             self._writer.boot(found.boot, client.address.root, found.values)
+
+
+def _done(task: Task, attempt: Attempt, rows: Sequence[AttemptRow]) -> Done:
+    return Done(task.question_id, task.repeat, task.gold, attempt, tuple(rows))
 
 
 def _row(task: Task, attempt: Attempt) -> AttemptRow:

@@ -56,6 +56,12 @@ class Writer:
         self.pending += 1
         await self._queue.put(done)
 
+    def salvage(self, done: Done) -> None:
+        """Hand over a sample of a run that is being stopped, if there is room; what finds none is simply asked again."""
+        if not self.error and not self._queue.full():
+            self.pending += 1
+            self._queue.put_nowait(done)
+
     def event(self, kind: str, text: str) -> None:
         self._notes.append(lambda: self._store.add_event(kind, plain(text)))
 
