@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("mxfp4-validate", description="Bit-level checks of MXFP4 MoE kernels.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "mxfp4-validate",
+        description="Checks of MXFP4 MoE backends: bit by bit on a GPU, and by evals against a server.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"mxfp4-validate {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb, about in (

@@ -23,6 +23,8 @@ from mxfp4_validate.records.store import now
 Grader = Callable[[str, str], Mapping[str, Grade]]
 #: Answers shorter than this may well be the same for two questions.
 _LONG = 80
+#: Characters that may wait for the disk before workers wait, too: 20 answers of 400,000 tokens.
+MOST_WAITING = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,21 @@ class Done:
     attempt: Attempt
     rows: tuple[AttemptRow, ...]
 
+    def __len__(self) -> int:
+        """Characters of text it holds."""
+        reply = self.attempt.reply
+        return len(reply.content) + len(reply.reasoning) if reply else 0
+
 
 class Writer:
     """Takes `Done`s; a sample is acknowledged once its batch is committed. The first error of the store ends it."""
 
     def __init__(self, store: EvalStore, grader: Grader, grader_name: str, longest: float = 0.2) -> None:
         self._store, self._grader, self._grader_name, self._longest = store, grader, grader_name, longest
-        self._queue: asyncio.Queue[Done | None] = asyncio.Queue(maxsize=256)  # bounds what waits in memory
+        self._queue: asyncio.Queue[Done | None] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._waiting_bytes = 0
         self._notes: list[Callable[[], None]] = []
         self._seen: dict[bytes, str] = {}
         self.pending = 0
@@ -51,16 +61,23 @@ class Writer:
 
     async def put(self, done: Done) -> None:
         """Hand over a sample; waits if the disk is behind."""
-        if self.error:
-            return
-        self.pending += 1
-        await self._queue.put(done)
+        while not self._room.is_set() and not self.error:
+            await self._room.wait()
+        self.salvage(done)
 
     def salvage(self, done: Done) -> None:
-        """Hand over a sample of a run that is being stopped, if there is room; what finds none is simply asked again."""
-        if not self.error and not self._queue.full():
+        """Hand over a sample without waiting, as a run that is being stopped must."""
+        if not self.error:
             self.pending += 1
+            self._count(len(done))
             self._queue.put_nowait(done)
+
+    def _count(self, size: int) -> None:
+        self._waiting_bytes += size
+        if self._waiting_bytes > MOST_WAITING:
+            self._room.clear()
+        else:
+            self._room.set()
 
     def event(self, kind: str, text: str) -> None:
         self._notes.append(lambda: self._store.add_event(kind, plain(text)))
@@ -70,7 +87,7 @@ class Writer:
 
     def close(self) -> None:
         """No more samples; `run` returns after the last batch."""
-        self._closing = asyncio.create_task(self._queue.put(None))
+        self._queue.put_nowait(None)
 
     async def run(self) -> None:
         """Write batches until closed."""
@@ -88,7 +105,9 @@ class Writer:
                 except (sqlite3.Error, OSError, InvalidRun) as error:  # never go on after a failed commit
                     self.error = f"the record cannot be written: {error}; free the disk or mend the folder, then run the same command again"
             self.pending -= len(done)
-            if self.error and not last:
+            self._count(-sum(map(len, done)))
+            if self.error:
+                self._room.set()
                 return
 
     def _write(self, batch: list[Done]) -> None:
