@@ -63,14 +63,15 @@ def import_sgl_eval(folder: Path, out: Path, name: str | None = None, max_tokens
     store = EvalStore.create(
         run_file(out), spec.name, len(files), planned.rows, planned.settings, planned.fingerprint, {"imported_from": "sgl-eval"}
     )
+    boot = f"imported-{folder.name}"[:40]  # the folder's name holds the second it was made
     with store:
         store.add_boot(
-            "imported",
+            boot,
             str(meta.get("base_url", "")),
             {"model": str(meta.get("model", "")), "sgl_eval": str(meta.get("sgl_eval_version", ""))},
         )
         for repeat, asked, row in rows:
-            sample, grades = _sample(spec, repeat, asked, row)
+            sample, grades = _sample(spec, repeat, asked, row, boot)
             store.add([(sample, (), grades)], planned.fingerprint["grader_version"])
         store.finish(0)
     return run_file(out)
@@ -117,7 +118,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path.name} line {number}", row
 
 
-def _sample(spec: EvalSpec, repeat: int, asked: Question, row: dict[str, Any]) -> tuple[Sample, dict[str, Any]]:
+def _sample(spec: EvalSpec, repeat: int, asked: Question, row: dict[str, Any], boot: str) -> tuple[Sample, dict[str, Any]]:
     text, reason = row.get("generation") or "", row.get("finish_reason") or ""
     tokens = row.get("num_generated_tokens") or None  # sgl-eval writes 0 for "not reported"
     known = reason in FINISH_REASONS and reason != "abort"
@@ -141,7 +142,7 @@ def _sample(spec: EvalSpec, repeat: int, asked: Question, row: dict[str, Any]) -
         tokens,
         reply.reasoning_tokens,
         seconds,
-        "imported",
+        boot,
         "",
         1,
         (),
