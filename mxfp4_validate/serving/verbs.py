@@ -41,7 +41,14 @@ def eval_verb(args: argparse.Namespace) -> int:
     for note in questions.notes:
         print(f"note: {note}", file=sys.stderr)
     planned = plan_run(
-        spec, profile, questions, args.repeats or spec.repeats, settings, shard_of(args.shard), [q.id for q in whole.questions], worked
+        spec,
+        profile,
+        questions,
+        spec.repeats if args.repeats is None else args.repeats,
+        settings,
+        shard_of(args.shard),
+        [q.id for q in whole.questions],
+        worked,
     )
     options = Options(
         model="",
