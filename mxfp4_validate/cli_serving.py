@@ -39,8 +39,9 @@ def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("baseline", type=Path)
-    parser.add_argument("candidate", type=Path)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="BASELINE CANDIDATE", help="two runs of one eval; several pairs for several evals"
+    )
     parser.add_argument("--margin", type=float, metavar="PP", help="percentage points (the one the candidate's run was made with)")
     parser.add_argument("--aa", action="store_true", help="both runs are of one configuration: nothing may differ")
     parser.add_argument(

@@ -62,6 +62,9 @@ def test_verbs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert len(json.loads(listed.stdout)["checks"]) > 20
     doctor = run(installed, tmp_path, "doctor", "--json")
     assert doctor.returncode == 0, doctor.stderr
+    plan = run(installed, tmp_path, "plan", "gsm8k")
+    assert plan.returncode == 0, plan.stderr
+    assert "1319 questions" in plan.stdout
     kernel = run(installed, tmp_path, "kernel", "--backend", "emulate:sm90-cutlass", "-k", "probe", "--case", "*-mini/m3/*")
     assert kernel.returncode == 0, kernel.stdout[-3000:] + kernel.stderr[-2000:]
     assert "10 passed" in kernel.stdout, kernel.stdout[-2000:]

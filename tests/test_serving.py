@@ -132,6 +132,33 @@ def test_compare_passes_itself_fails_a_loss_and_says_what_differs(run: Runner) -
     assert len(json.loads(failed.out)["verdict"]["flipped"]) == 5
 
 
+def test_several_evals_fail_together_only_if_holm_agrees(run: Runner) -> None:
+    """Two pairs, one of them a clear loss: the whole is a FAIL, and an odd number of runs is an error."""
+    with FaultServer(right) as server:
+        assert run.eval(server, "base", "--margin", 30, "--repeats", 4).code == 0
+        server.set_info(boot_id="b")
+        assert run.eval(server, "same", "--margin", 30, "--repeats", 4).code == 0
+        server.set_info(boot_id="c")
+        server.plan = wrong_on(1, 2, 3, 4, 5)
+        assert run.eval(server, "worse", "--margin", 30, "--repeats", 4).code == 0
+    both = run("compare", run.root / "base", run.root / "same", run.root / "base", run.root / "worse")
+    assert both.code == 1, both.out
+    assert "all together: FAIL" in both.out
+    assert run("compare", run.root / "base").code == 2
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_running_accuracy_is_shown_only_if_asked(run: Runner, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    from mxfp4_validate.serving import run as module
+    from mxfp4_validate.serving.progress import Progress
+
+    monkeypatch.setattr(module, "Progress", lambda *args: Progress(*args, every=0.0))
+    with FaultServer(wrong_on(2)) as server:
+        done = run.eval(server, "a", *["--show-accuracy"] * asked)
+    assert ("right so far" in done.err) == asked
+    assert "tok/s" in done.err
+
+
 def test_compare_refuses_other_settings_and_names_both_values(run: Runner) -> None:
     with FaultServer(right) as server:
         assert run.eval(server, "base").code == 0

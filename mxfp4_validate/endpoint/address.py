@@ -6,6 +6,7 @@ import base64
 import ipaddress
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mxfp4_validate.errors import UsageError
 
@@ -46,6 +47,12 @@ class Address:
     @property
     def encrypted(self) -> bool:
         return self.api.startswith("https://")
+
+    @property
+    def proxy(self) -> str:
+        """The proxy that the environment puts before it, without its credentials; "" if none: loopback is never proxied."""
+        url = "" if self.loopback or proxy_bypass(self.host) else getproxies().get(self.api.partition(":")[0], "")
+        return url.partition("://")[0] + "://" + url.rpartition("@")[2].rpartition("//")[2] if url else ""
 
 
 def parse_address(text: str, *, allow_link_local: bool = False) -> Address:

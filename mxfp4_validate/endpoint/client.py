@@ -56,6 +56,7 @@ class Client:
         self._concurrency = concurrency
         self._tls = _tls(ca_file)
         self._session: aiohttp.ClientSession | None = None
+        self._asked: set[str] = set()  # ids of the requests in flight
 
     async def __aenter__(self) -> Client:
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls, keepalive_timeout=30)  # the collector's limiter is the only queue
@@ -74,9 +75,11 @@ class Client:
         """POST one chat completion; never raises for anything a server or network can do. `deadline` in seconds."""
         started = time.monotonic()
         seen: dict[str, bool] = {}
+        name = str(uuid.uuid5(_REQUESTS, request_id))  # some servers refuse one that is no UUID
+        self._asked.add(name)
         try:
             async with asyncio.timeout(deadline):
-                attempt = await self._post(body, request_id, seen)
+                attempt = await self._post(body, name, seen)
         except TimeoutError as error:
             attempt = _timed_out(error, seen, deadline, self.limits)
         except InvalidResponse as error:
@@ -85,21 +88,26 @@ class Client:
             attempt = Attempt(states.TRANSPORT_ERROR, status=200, error=str(error), retry="reroll")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             attempt = _transport(self._key.redact(f"{type(error).__name__}: {error}"), error, seen)
+        finally:
+            self._asked.discard(name)
         return replace(attempt, seconds=time.monotonic() - started)
 
     async def _post(self, body: Mapping[str, Any], request_id: str, seen: dict[str, bool]) -> Attempt:
         assert self._session is not None, "use the client as an async context manager"
         data = json.dumps(body, ensure_ascii=True, allow_nan=False).encode()
-        headers = {
-            "Content-Type": "application/json",
-            "X-Request-Id": str(uuid.uuid5(_REQUESTS, request_id)),
-        }  # some servers refuse one that is no UUID
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
         url = f"{self.address.api}/chat/completions"
         async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
             seen["headers"] = True
             if response.status != 200:
                 text = (await self._error_body(response)).decode("utf-8", "replace")
-                return of_status(response.status, self._key.redact(text), _retry_after(response.headers.get("Retry-After")))
+                text = self._key.redact(text)
+                if response.status in (413, 414, 431):
+                    text = f"the request's body has {len(data)} bytes; {text}"
+                return of_status(response.status, text, _retry_after(response.headers.get("Retry-After")))
+            echo = response.headers.get("X-Request-Id", request_id)
+            if echo != request_id and echo in self._asked:  # a server may count in ids of its own; one of ours is another's answer
+                raise InvalidResponse(f"misdelivered: the answer carries the id of another request of ours, {echo}")
             chunks = _decoded(_chunks(response, self.limits.idle), response.headers.get("Content-Encoding", ""), self.limits.max_bytes)
             if "text/event-stream" in response.headers.get("Content-Type", ""):
                 reply = await read_stream(chunks, int(body["max_tokens"]), self.limits.max_bytes)
@@ -202,6 +210,9 @@ async def _decoded(chunks: AsyncIterator[bytes], encoding: str, max_bytes: int) 
                 raise InvalidResponse(f"the body unfolds to more than {max_bytes} bytes")
             yield piece
             chunk = inflate.unconsumed_tail
+    yield inflate.flush()  # what was taken in and not yet given out: less than one more piece
+    if not inflate.eof:
+        raise InvalidResponse(f"the {encoding} body ends in the middle")
 
 
 async def _join(chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,7 @@ class Collector:
         self._ending = Ending()
         self._outages_in_a_row = 0
         self._restarts = 0
+        self._throttled_since: float | None = None
         self._last_error = ""
         self._running: set[asyncio.Task[None]] = set()
         self.on_done: Callable[[str, int | None], None] = lambda state, tokens: None
@@ -184,12 +186,16 @@ class Collector:
             self._limiter.success()
             self._breaker.success()
             self._outages_in_a_row = 0
+            self._throttled_since = None
             return
         self._last_error = attempt.error
         if "nan-output" in attempt.flags:
             self._writer.event("nan-output", attempt.error)
         if attempt.status == 429:
             self._limiter.throttle()
+            self._throttled_since = self._throttled_since or time.monotonic()
+            if time.monotonic() - self._throttled_since > self._options.retry.budget:
+                self.stop("gave-up", f"nothing but HTTP 429 for {self._options.retry.budget:g} s; ask with a lower --concurrency, or later")
         elif "invalid-request" in attempt.flags:
             if self._speed_unseen():
                 self.stop(

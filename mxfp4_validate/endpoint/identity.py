@@ -58,7 +58,8 @@ async def read_identity(client: Client, asked_model: str | None) -> Identity:
 
 def build_identity(listed: Any, info: Mapping[str, Any], asked_model: str | None, root: str) -> Identity:
     """The identity from the two documents."""
-    entries = [entry for entry in (listed or {}).get("data", []) if isinstance(entry, dict)] if isinstance(listed, dict) else []
+    found = listed.get("data") if isinstance(listed, dict) else None
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
     models = tuple(str(entry.get("id")) for entry in entries)
     flat = _flatten(info)
     values = {name: value for name, value in flat.items() if KEPT.match(name) and not _SECRET.search(name)}

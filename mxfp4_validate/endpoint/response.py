@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from mxfp4_validate.endpoint.attempt import InvalidResponse, Reply
 
+#: A count from here on is no count; SQLite holds 64 bits.
+MOST_TOKENS = 1 << 40
 FINISH_REASONS = ("stop", "length", "abort", "content_filter", "tool_calls")
 
 
@@ -52,7 +54,7 @@ def parse_completion(body: bytes, max_tokens: int) -> Reply:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise InvalidResponse("the choice holds no message")
-    content, reasoning = _text(message, "content"), _text(message, "reasoning_content") or _text(message, "reasoning")
+    content, reasoning = text_of(message, "content"), text_of(message, "reasoning_content") or text_of(message, "reasoning")
     return build_reply(content, reasoning, choice.get("finish_reason"), data.get("usage"), data.get("model"), max_tokens)
 
 
@@ -78,7 +80,8 @@ def build_reply(content: str, reasoning: str, finish: Any, usage: Any, model: An
     return Reply(content, reasoning, reason, prompt, completion, thought, model if isinstance(model, str) else "", tuple(flags))
 
 
-def _text(message: dict[str, Any], name: str) -> str:
+def text_of(message: dict[str, Any], name: str) -> str:
+    """A text of a message or delta, "" if it has none."""
     value = message.get(name)
     if value is None:
         return ""
@@ -89,5 +92,5 @@ def _text(message: dict[str, Any], name: str) -> str:
 
 def _count(value: Any, positive: bool = False) -> int | None:
     """A token count; None for anything that cannot be one."""
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= (1 if positive else 0)
+    good = isinstance(value, int) and not isinstance(value, bool) and (1 if positive else 0) <= value < MOST_TOKENS
     return value if good else None

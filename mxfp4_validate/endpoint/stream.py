@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from mxfp4_validate.endpoint.attempt import InvalidResponse, Reply
-from mxfp4_validate.endpoint.response import build_reply, loads
+from mxfp4_validate.endpoint.response import build_reply, loads, text_of
 
 
 class StreamCut(Exception):
@@ -18,12 +18,17 @@ async def read_stream(chunks: AsyncIterator[bytes], max_tokens: int, max_bytes: 
     content: list[str] = []
     reasoning: list[str] = []
     state: dict[str, Any] = {}
-    size, pending = 0, b""
+    size = 0
+    begun: list[bytes] = []  # pieces of a line that has not ended: joined once, however long it grows
     async for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
             raise InvalidResponse(f"the stream is larger than {max_bytes} bytes")
-        *lines, pending = (pending + chunk).split(b"\n")
+        if b"\n" not in chunk:
+            begun.append(chunk)
+            continue
+        *lines, rest = b"".join((*begun, chunk)).split(b"\n")
+        begun = [rest]
         for line in lines:
             if _event(line.strip(), content, reasoning, state):
                 return _finished(content, reasoning, state, max_tokens)
@@ -44,12 +49,17 @@ def _event(line: bytes, content: list[str], reasoning: list[str], state: dict[st
         raise InvalidResponse(f"an event is no completion chunk: {payload[:300].decode('utf-8', 'replace')!r}")
     state["model"] = data.get("model", state.get("model"))
     state["usage"] = data.get("usage") or state.get("usage")
-    for choice in data.get("choices") or []:
+    choices = data.get("choices") or []
+    if not isinstance(choices, list):
+        raise InvalidResponse(f"a chunk's choices are a {type(choices).__name__}, not a list")
+    for choice in choices:
+        delta = (choice.get("delta") or {}) if isinstance(choice, dict) else None
+        if not isinstance(delta, dict):
+            raise InvalidResponse(f"a chunk's choice is no object with a delta: {payload[:300].decode('utf-8', 'replace')!r}")
         if choice.get("index", 0) != 0:
             raise InvalidResponse(f"a chunk has choice index {choice.get('index')!r}; one choice was asked for")
-        delta = choice.get("delta") or {}
-        content.append(delta.get("content") or "")
-        reasoning.append(delta.get("reasoning_content") or delta.get("reasoning") or "")
+        content.append(text_of(delta, "content"))
+        reasoning.append(text_of(delta, "reasoning_content") or text_of(delta, "reasoning"))
         state["finish"] = choice.get("finish_reason") or state.get("finish")
     return False
 

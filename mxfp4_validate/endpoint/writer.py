@@ -56,7 +56,7 @@ class Writer:
         self._seen: dict[bytes, str] = {}
         self.pending = 0
         self.written: Counter[str] = Counter()
-        self.tokens = 0
+        self.right = 0
         self.error = ""
 
     async def put(self, done: Done) -> None:
@@ -117,9 +117,9 @@ class Writer:
         rows = [self._row(done) for done in batch]
         if rows:
             self._store.add(rows, self._grader_name)
-        for sample, _, _ in rows:
+        for sample, _, grades in rows:
             self.written[sample.state] += 1
-            self.tokens += sample.completion_tokens or 0
+            self.right += sample.state == states.ANSWERED and next(iter(grades.values())).correct
 
     def _row(self, done: Done) -> tuple[Sample, tuple[AttemptRow, ...], Mapping[str, Grade]]:
         attempt, reply = done.attempt, done.attempt.reply

@@ -62,6 +62,9 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--poll", type=float, default=30.0, metavar="S", help="how often the server's identity is read (%(default)s)")
     parser.add_argument("--canaries", type=int, default=4, help="generations looked at before the eval (%(default)s); 0 for none")
+    parser.add_argument(
+        "--show-accuracy", action="store_true", help="show it while running: biased, short answers finish first and are right more often"
+    )
     parser.add_argument("--ca-file", type=Path, help="certificates of a private authority")
     parser.add_argument("--allow-link-local", action="store_true", help="accept a link-local address")
 

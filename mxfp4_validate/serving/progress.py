@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -21,6 +22,7 @@ class Progress:
         self._said = self._started
         self._states: Counter[str] = Counter()
         self._tokens = 0
+        self.extra: Callable[[], str] | None = None
         tty = self._stream.isatty()
         self._bar = (
             tqdm(total=total, initial=done, desc=name, file=self._stream, ascii=True, dynamic_ncols=True, unit="sample") if tty else None
@@ -45,7 +47,8 @@ class Progress:
         rate = (self._done - self._first_done) / seconds
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate else "time left unknown"
         bad = "".join(f", {state} {count}" for state, count in sorted(self._states.items()) if state != "ok")
-        return f"{self._tokens / seconds:.0f} tok/s, {left}{bad}"
+        asked = f", {self.extra()}" if self.extra else ""
+        return f"{self._tokens / seconds:.0f} tok/s, {left}{bad}{asked}"
 
     def __enter__(self) -> Progress:
         return self

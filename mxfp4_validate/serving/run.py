@@ -43,6 +43,7 @@ class Servers:
     ca_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
     canaries: int = 4
+    show_accuracy: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,19 @@ async def _run(planned: Planned, servers: Servers, options: Options, store: Eval
             raise InvalidRun(f"the server generates rubbish, the eval was not started: {shown('; '.join(wrong), 600)}")
         writer = Writer(store, grader_of(planned), planned.fingerprint["grader"])
         collector = Collector(clients, identities, options, writer)
-        ending = await _collect(collector, left, len(planned.tasks), planned.spec.name)
+        extra = _accuracy_of(writer) if servers.show_accuracy else None
+        ending = await _collect(collector, left, len(planned.tasks), planned.spec.name, extra)
     return _finish(store, planned, ending)
 
 
-async def _collect(collector: Collector, left: Sequence[Task], total: int, name: str) -> Ending:
+def _accuracy_of(writer: Writer) -> Callable[[], str]:
+    """What --show-accuracy adds to the progress line."""
+    return lambda: (
+        f"{writer.right} of {sum(writer.written[state] for state in states.MODEL_STATES)} right so far (biased: short answers first)"
+    )
+
+
+async def _collect(collector: Collector, left: Sequence[Task], total: int, name: str, extra: Callable[[], str] | None) -> Ending:
     loop, interrupts = asyncio.get_running_loop(), 0
 
     def interrupted(name: str) -> None:
@@ -124,6 +133,7 @@ async def _collect(collector: Collector, left: Sequence[Task], total: int, name:
         loop.add_signal_handler(number, interrupted, label)
     try:
         with Progress(name, total, total - len(left)) as progress:
+            progress.extra = extra
             collector.on_done = progress
             return await collector.collect(left)
     finally:
@@ -144,6 +154,8 @@ async def _preflight(
     """Identity of every server, all of them one and the same thing, before the first token."""
     identities = []
     for client in clients:
+        if client.address.proxy:
+            say(f"note: {client.address.root} is asked through the proxy {client.address.proxy}")
         try:
             identity = await read_identity(client, servers.model)
         except UNREACHABLE as error:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mxfp4_validate import evalspec, states
 from mxfp4_validate.endpoint.address import Secret, parse_address
@@ -26,7 +26,7 @@ from mxfp4_validate.serving.names import shown
 from mxfp4_validate.serving.options import settle, shard_of
 from mxfp4_validate.serving.planned import plan_run
 from mxfp4_validate.serving.run import Servers, run_eval
-from mxfp4_validate.verdicts import Plan, compare
+from mxfp4_validate.verdicts import Plan, Verdict, combine, compare
 from mxfp4_validate.verdicts.summary import summarise
 
 
@@ -82,7 +82,7 @@ def _servers(args: argparse.Namespace) -> Servers:
         if not address.encrypted and not address.loopback and key.reveal() != "EMPTY":
             print(f"warning: the API key goes to {address.root} unencrypted", file=sys.stderr)
     limits = Limits(connect=args.connect_timeout, idle=args.idle)
-    return Servers(addresses, key, args.model, args.expect_backend, args.ca_file, limits, args.canaries)
+    return Servers(addresses, key, args.model, args.expect_backend, args.ca_file, limits, args.canaries, args.show_accuracy)
 
 
 def _report_run(args: argparse.Namespace, path: Path, status: int, counts: dict[str, int], kind: str, reason: str) -> None:
@@ -108,15 +108,34 @@ def _report_run(args: argparse.Namespace, path: Path, status: int, counts: dict[
                 "summary": _plain(summary),
             }
         )
-    print("\n".join(lines), file=sys.stderr if args.json else sys.stdout)
+    print("\n".join(lines), file=_stream(args))
 
 
 def compare_verb(args: argparse.Namespace) -> int:
-    """The verdict on a candidate's run against a baseline's."""
-    legs = [read_leg(path, args.grader) for path in (args.baseline, args.candidate)]
-    with EvalStore.open(args.candidate) as store:
+    """The verdict on a candidate's run against a baseline's; of several evals, one after the other and then all together."""
+    paths = args.runs
+    if len(paths) < 2 or len(paths) % 2:
+        raise UsageError(f"compare takes pairs BASELINE CANDIDATE, {len(paths)} runs are given")
+    verdicts = [_compared(args, *paths[at : at + 2]) for at in range(0, len(paths), 2)]
+    overall = combine(verdicts) if len(verdicts) > 1 else None
+    code = overall.exit_code if overall else verdicts[0].exit_code
+    outcome = str(overall.outcome if overall else verdicts[0].outcome)
+    if args.json:
+        plain = [_plain(verdict) for verdict in verdicts]
+        _print(
+            {"verb": "compare", "exit_status": code, "outcome": outcome, "verdict": plain[0], "verdicts": plain, "overall": _plain(overall)}
+        )
+    if overall:
+        print(f"\nall together: {outcome}" + "".join(f"\n  because {reason}" for reason in overall.reasons), file=_stream(args))
+    return code
+
+
+def _compared(args: argparse.Namespace, baseline: Path, candidate: Path) -> Verdict:
+    """One pair's verdict, told on the terminal."""
+    legs = [read_leg(path, args.grader) for path in (baseline, candidate)]
+    with EvalStore.open(candidate) as store:
         settings, boots = store.run().settings, set(store.boots())
-    with EvalStore.open(args.baseline) as store:
+    with EvalStore.open(baseline) as store:
         shared = boots & set(store.boots())
     if shared and not args.aa:
         raise UsageError(
@@ -125,23 +144,19 @@ def compare_verb(args: argparse.Namespace) -> int:
     margin = args.margin / 100 if args.margin is not None else settings["margin"]
     repeats = min(leg.repeats for leg in legs)
     looks = tuple(look for look in settings["looks"] if look <= repeats) or (repeats,)
-    anchor = _anchor(args.anchor)
-    plan = Plan(
-        margin,
-        looks,
-        allow_missing=args.allow_missing,
-        aa=args.aa,
-        anchor=anchor,
-        expected_differences=("moe_backend", "moe_runner_backend", *args.expect),
-    )
+    expected = ("moe_backend", "moe_runner_backend", *args.expect)
+    plan = Plan(margin, looks, allow_missing=args.allow_missing, aa=args.aa, anchor=_anchor(args.anchor), expected_differences=expected)
     verdict = compare(legs[0], legs[1], plan)
-    if args.json:
-        _print({"verb": "compare", "exit_status": verdict.exit_code, "outcome": str(verdict.outcome), "verdict": _plain(verdict)})
     lines = verdict_lines(verdict)
-    if args.margin is not None and args.margin / 100 != settings["margin"]:
-        lines.insert(1, f"  note: the margin was changed after the run, from {100 * settings['margin']:.2f} to {args.margin:.2f} pp")
-    print(shown("\n".join(lines), 1 << 20), file=sys.stderr if args.json else sys.stdout)
-    return verdict.exit_code
+    if margin != settings["margin"]:
+        lines.insert(1, f"  note: the margin was changed after the run, from {100 * settings['margin']:.2f} to {100 * margin:.2f} pp")
+    print(shown("\n".join(lines), 1 << 20), file=_stream(args))
+    return verdict
+
+
+def _stream(args: argparse.Namespace) -> TextIO:
+    """Where text goes: standard output, unless that is for JSON."""
+    return sys.stderr if args.json else sys.stdout
 
 
 def _anchor(text: str | None) -> tuple[float, float] | None:
@@ -167,7 +182,7 @@ def regrade_verb(args: argparse.Namespace) -> int:
             shown(f"{row['question_id']} repeat {row['repeat']} {row['mode']}: {before} -> {after}"),
             file=sys.stderr if args.json else sys.stdout,
         )
-    print(f"{len(changed)} grades changed{' (not written)' if args.dry_run else ''}", file=sys.stderr if args.json else sys.stdout)
+    print(f"{len(changed)} grades changed{' (not written)' if args.dry_run else ''}", file=_stream(args))
     return 0
 
 
