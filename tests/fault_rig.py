@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mxfp4_validate import evalspec
 from mxfp4_validate.endpoint.address import Secret, parse_address
 from mxfp4_validate.endpoint.client import Limits
 from mxfp4_validate.endpoint.collect import Options
 from mxfp4_validate.endpoint.flow import RetryPolicy
+from mxfp4_validate.endpoint.writer import Writer
 from mxfp4_validate.prompts.profiles import profile
 from mxfp4_validate.questions.base import Question, QuestionSet
 from mxfp4_validate.records.evals import AttemptRow, EvalStore
@@ -82,7 +85,10 @@ def run(
     urls = [urls] if isinstance(urls, str) else urls
     servers = Servers(tuple(parse_address(url) for url in urls), Secret(key), ca_file=ca_file, limits=limits, canaries=canaries)
     values: dict[str, Any] = {"poll": 30.0, "outage": 0.3, "health_every": 0.05, "retry": RETRY, "concurrency": 4} | options
-    done = run_eval(plan, servers, Options(model="", sampling=plan.spec.sampling, **values), out, said.append)
+    facts = mock.patch("mxfp4_validate.provenance.collect", return_value={"of": "a test"})  # a second of subprocesses
+    quick = mock.patch("mxfp4_validate.serving.run.Writer", partial(Writer, longest=0.02))
+    with facts, quick:
+        done = run_eval(plan, servers, Options(model="", sampling=plan.spec.sampling, **values), out, said.append)
     return read(done.path, done.status, done.ending.kind, done.ending.reason, said)
 
 

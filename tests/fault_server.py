@@ -85,6 +85,7 @@ class FaultServer:
         self.requests: list[Request] = []
         self.others: list[Request] = []
         self.in_flight = self.most_in_flight = 0
+        self.changing: dict[str, Callable[[], Any]] = {}  # documents that are another one at every request, by path
         info = {"model_path": "stub", "version": "1.0", "moe_runner_backend": "marlin", "boot_id": "a"} if info is None else info
         self.documents: dict[str, tuple[int, bytes]] = {
             "/health": (200, b""),
@@ -167,6 +168,8 @@ class FaultServer:
         if path != "/v1/chat/completions":
             self.others.append(request)
             code, document = self.documents.get(path, (404, b"{}"))
+            if path in self.changing:
+                document = json.dumps(self.changing[path]()).encode()
             writer.write(http(code, document))
             await writer.drain()
             return True

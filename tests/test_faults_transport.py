@@ -6,17 +6,12 @@ import asyncio
 import email.utils
 import json
 import random
-import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from mxfp4_validate.endpoint.attempt import Attempt
-from mxfp4_validate.endpoint.collect import Collector, Options
 from mxfp4_validate.endpoint.flow import Limiter, RetryPolicy, Speed
-from mxfp4_validate.evalspec import Sampling
-from tests.fault_rig import KEY, RETRY, by_number, planned, run
+from tests.fault_rig import KEY, RETRY, by_number, number_of, planned, run
 from tests.fault_server import Act, FaultServer, answer, completion, http, status
 
 BAD = "This model's maximum context length is 4096 tokens. However, you requested 64 in the completion and 5000 in the prompt."
@@ -32,7 +27,7 @@ def once(first: Act, seen: set[int] | None = None):
     seen = set() if seen is None else seen
 
     def plan(_number, request):
-        i = int(request.text.rpartition("[")[2].partition("]")[0])
+        i = number_of(request.text)
         if i == 0 and i not in seen:
             seen.add(i)
             return first
@@ -66,9 +61,9 @@ def test_t03_429_with_retry_after(form, tmp_path):
         if left["n"]:
             left["n"] -= 1
             return status(429, "slow down", Retry_After=after)
-        return good(int(request.text.rpartition("[")[2].partition("]")[0]))
+        return good(number_of(request.text))
 
-    retry = RetryPolicy(first=0.2, most=0.2, budget=5, attempts=2)  # fewer than the refusals
+    retry = RetryPolicy(first=1, most=1, budget=9, attempts=2)  # fewer attempts than there are refusals
     with FaultServer(plan) as server:
         started = time.monotonic()
         outcome = run(server.url, tmp_path, planned(1), retry=retry)
@@ -79,7 +74,7 @@ def test_t03_429_with_retry_after(form, tmp_path):
     if form == "seconds":
         assert time.monotonic() - started >= 5 * 0.15
     else:  # a date that has passed means at once, not the policy's own pauses
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 4
 
 
 def test_t03_429_halves_what_is_in_flight():
@@ -247,7 +242,9 @@ def test_t15_half_a_stream(done, tmp_path):
 def test_t15_whole_stream(tmp_path):
     """The counterpart: deltas cut anywhere, joined to one answer with usage."""
     usage = b'data: {"model": "stub", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 7}}\r\n\r\n'
-    whole = event({"reasoning_content": "hm"}) + event({"content": r"\box"}) + event({"content": "ed{1}"}, "stop") + usage + b"data: [DONE]\n\n"
+    whole = (
+        event({"reasoning_content": "hm"}) + event({"content": r"\box"}) + event({"content": "ed{1}"}, "stop") + usage + b"data: [DONE]\n\n"
+    )
     pieces = [whole[at : at + 17] for at in range(0, len(whole), 17)]
     with FaultServer(lambda n, r: sse(*pieces)) as server:
         outcome = run(server.url, tmp_path, planned(1), stream=True)
@@ -305,7 +302,7 @@ def test_t18_keep_alive_closed(tmp_path):
     """Every third answer is the last on its connection: no sample is lost to it."""
 
     def plan(number, request):
-        act = good(int(request.text.rpartition("[")[2].partition("]")[0]))
+        act = good(number_of(request.text))
         return Act(act.pieces, end="close") if number % 3 == 2 else act
 
     with FaultServer(plan) as server:
@@ -313,11 +310,3 @@ def test_t18_keep_alive_closed(tmp_path):
     all_right(outcome, 24)
     assert all(sample.attempts <= 2 and "rerolled" not in sample.flags for sample in outcome.samples.values())
     assert 24 <= len(server.requests) <= 32
-
-
-def test_nothing_of_a_collector_starts_by_itself():
-    """Importing or building one starts no thread and no request."""
-    before = threading.active_count()
-    Collector([], [], Options(model="", sampling=Sampling()), None)
-    assert threading.active_count() == before
-    assert Attempt("timeout").ok is False

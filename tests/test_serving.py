@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from mxfp4_validate import cli
+from mxfp4_validate.grading.base import Grade
 from mxfp4_validate.records.evals import EvalStore
 from mxfp4_validate.serving.legs import read_leg
 from tests.fault_server import Act, FaultServer, Request, answer, status
@@ -183,20 +185,24 @@ def test_shards_merge_into_the_whole_run(run: Runner, tmp_path: Path) -> None:
     assert run("merge", tmp_path / "s1", tmp_path / "s2", "--out", tmp_path / "part").code == 5
 
 
-def test_regrade_finds_an_edited_grade_and_mends_it(run: Runner, tmp_path: Path) -> None:
+def test_regrade_mends_what_another_grader_said(run: Runner, tmp_path: Path) -> None:
+    """A grade of an older version is listed with both sayings and replaced; a grade edited by hand is refused as damage."""
     with FaultServer(right) as server:
         assert run.eval(server, "a").code == 0
     assert run("regrade", tmp_path / "a").out == "0 grades changed\n"
-    import sqlite3
-
-    with sqlite3.connect(tmp_path / "a" / "run.sqlite") as db:
-        db.execute("UPDATE grade SET correct=0, answer='7' WHERE mode='lenient' AND question_id=(SELECT min(id) FROM question)")
-    db.close()
+    with EvalStore.resume(tmp_path / "a" / "run.sqlite") as store:
+        question = store.questions()[0][0]
+        store.regrade([(question, 0, "answered", {"lenient": Grade(False, "7", "older")})], "0", store.run().fingerprint)
     assert read_leg(tmp_path / "a").correct.sum() == QUESTIONS - 1
     dry = run("regrade", tmp_path / "a", "--dry-run")
     assert "1 grades changed (not written)" in dry.out
+    assert "'older'" in dry.out
     assert run("regrade", tmp_path / "a", "--json").code == 0
     assert read_leg(tmp_path / "a").correct.sum() == QUESTIONS
+    with sqlite3.connect(tmp_path / "a" / "run.sqlite") as db:
+        db.execute("UPDATE grade SET correct=0 WHERE mode='lenient' AND question_id=?", (question,))
+    db.close()
+    assert run("compare", tmp_path / "a", tmp_path / "a", "--aa").code == 4
 
 
 def test_export_writes_a_line_a_sample(run: Runner, tmp_path: Path) -> None:

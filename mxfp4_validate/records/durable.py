@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from mxfp4_validate.errors import InvalidRun
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -53,3 +60,34 @@ def publish(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the codecs say of a damaged file into `InvalidRun`."""
+    try:
+        yield
+    except (sqlite3.Error, UnicodeError, ValueError, zlib.error) as error:
+        raise InvalidRun(f"{path} is damaged, it cannot be trusted: {error}") from error
+
+
+def checksum(values: tuple[object, ...]) -> str:
+    """sha256 over all values, each with its type and length."""
+    h = hashlib.sha256()
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
+        h.update(type(value).__name__.encode() + len(data).to_bytes(8, "big") + data)
+    return h.hexdigest()[:32]
+
+
+def sealed(values: tuple[object, ...]) -> tuple[object, ...]:
+    """The values with their checksum behind them, as a row is stored."""
+    return (*values, checksum(values))
+
+
+def unsealed(row: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    """The values of a stored row; `InvalidRun` names it if a byte of it changed since it was written."""
+    *values, stored = row
+    if checksum(tuple(values)) != stored:
+        raise InvalidRun(f"{what}: its checksum does not match, the file was damaged or edited")
+    return tuple(values)

@@ -13,7 +13,7 @@ from typing import Any
 import mxfp4_validate
 from mxfp4_validate.errors import InvalidRun, UsageError
 from mxfp4_validate.grading.base import Grade
-from mxfp4_validate.records.durable import Transaction, connect, plain, publish
+from mxfp4_validate.records.durable import Transaction, connect, damage, plain, publish, sealed, unsealed
 from mxfp4_validate.records.sample import COLUMNS, Sample
 from mxfp4_validate.records.store import new_run_id, now
 from mxfp4_validate.states import MODEL_STATES
@@ -21,18 +21,20 @@ from mxfp4_validate.states import MODEL_STATES
 SCHEMA_VERSION = 101  # kernel records count from 1, eval records from 101
 _SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, created TEXT NOT NULL, version TEXT NOT NULL, suite TEXT NOT NULL, repeats INTEGER NOT NULL,
-                  settings TEXT NOT NULL, fingerprint TEXT NOT NULL, provenance TEXT NOT NULL, finished TEXT, exit_status INTEGER);
-CREATE TABLE question (id TEXT PRIMARY KEY, place INTEGER NOT NULL, sha256 TEXT NOT NULL, gold TEXT NOT NULL, prompt_sha256 TEXT NOT NULL);
-CREATE TABLE boot (boot TEXT PRIMARY KEY, at TEXT NOT NULL, address TEXT NOT NULL, identity TEXT NOT NULL);
+                  settings TEXT NOT NULL, fingerprint TEXT NOT NULL, provenance TEXT NOT NULL, finished TEXT, exit_status INTEGER, checksum TEXT NOT NULL);
+CREATE TABLE question (id TEXT PRIMARY KEY, place INTEGER NOT NULL, sha256 TEXT NOT NULL, gold TEXT NOT NULL, prompt_sha256 TEXT NOT NULL,
+                       checksum TEXT NOT NULL);
+CREATE TABLE boot (boot TEXT PRIMARY KEY, at TEXT NOT NULL, address TEXT NOT NULL, identity TEXT NOT NULL, checksum TEXT NOT NULL);
 CREATE TABLE attempt (question_id TEXT NOT NULL, repeat INTEGER NOT NULL, at TEXT NOT NULL, outcome TEXT NOT NULL, status INTEGER NOT NULL,
-                      seconds REAL NOT NULL, error TEXT NOT NULL, boot TEXT NOT NULL, flags TEXT NOT NULL);
+                      seconds REAL NOT NULL, error TEXT NOT NULL, boot TEXT NOT NULL, flags TEXT NOT NULL, checksum TEXT NOT NULL);
 CREATE TABLE sample (question_id TEXT NOT NULL REFERENCES question(id), repeat INTEGER NOT NULL, state TEXT NOT NULL, content BLOB NOT NULL,
                      reasoning BLOB NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
                      reasoning_tokens INTEGER, seconds REAL NOT NULL, boot TEXT NOT NULL, model TEXT NOT NULL, attempts INTEGER NOT NULL,
                      flags TEXT NOT NULL, error TEXT NOT NULL, at TEXT NOT NULL, checksum TEXT NOT NULL, PRIMARY KEY (question_id, repeat));
 CREATE TABLE grade (question_id TEXT NOT NULL, repeat INTEGER NOT NULL, mode TEXT NOT NULL, correct INTEGER NOT NULL, answer TEXT, rule TEXT NOT NULL,
-                    weak INTEGER NOT NULL, flags TEXT NOT NULL, grader TEXT NOT NULL, PRIMARY KEY (question_id, repeat, mode));
-CREATE TABLE event (at TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+                    weak INTEGER NOT NULL, flags TEXT NOT NULL, grader TEXT NOT NULL, checksum TEXT NOT NULL,
+                    PRIMARY KEY (question_id, repeat, mode));
+CREATE TABLE event (at TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, checksum TEXT NOT NULL);
 """
 #: Kinds of events that make a run worthless for a verdict.
 INVALIDATING = ("identity-changed", "wrong-backend", "wrong-model", "canary", "nan-output")
@@ -99,20 +101,20 @@ class EvalStore:
             db = connect(temporary)
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             with Transaction(db):
-                db.execute(
-                    "INSERT INTO run VALUES (?,?,?,?,?,?,?,?,NULL,NULL)",
-                    (
-                        new_run_id(),
-                        now(),
-                        mxfp4_validate.__version__,
-                        suite,
-                        repeats,
-                        _json(settings),
-                        _json(fingerprint),
-                        _json(provenance),
-                    ),
+                row = (
+                    new_run_id(),
+                    now(),
+                    mxfp4_validate.__version__,
+                    suite,
+                    repeats,
+                    _json(settings),
+                    _json(fingerprint),
+                    _json(provenance),
                 )
-                db.executemany("INSERT INTO question VALUES (?,?,?,?,?)", [(q[0], place, *q[1:]) for place, q in enumerate(questions)])
+                db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,NULL,NULL,?)", sealed(row))
+                db.executemany(
+                    "INSERT INTO question VALUES (?,?,?,?,?,?)", [sealed((q[0], place, *q[1:])) for place, q in enumerate(questions)]
+                )
             db.close()
             publish(temporary, path)
             return cls(path, connect(path))
@@ -137,7 +139,7 @@ class EvalStore:
             db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
             (version,) = db.execute("PRAGMA user_version").fetchone()
             rows = db.execute("SELECT count(*) FROM run").fetchone()[0] if version == SCHEMA_VERSION else 0
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise UsageError(f"{path} is not an eval run of mxfp4-validate: {error}") from error
         if rows != 1:
             db.close()
@@ -145,13 +147,21 @@ class EvalStore:
         return cls(path, db)
 
     def run(self) -> EvalRun:
-        row = self._db.execute("SELECT * FROM run").fetchone()
-        settings, fingerprint, provenance = (json.loads(row[i]) for i in (5, 6, 7))
-        return EvalRun(row[0], row[1], row[2], row[3], row[4], settings, fingerprint, provenance, row[8], row[9])
+        ((row, finished, status),) = [(r[:8] + r[10:], r[8], r[9]) for r in self._rows("SELECT * FROM run")]
+        values = unsealed(row, "the run's own row")
+        with damage(self.path):
+            settings, fingerprint, provenance = (json.loads(values[i]) for i in (5, 6, 7))
+        return EvalRun(values[0], values[1], values[2], values[3], values[4], settings, fingerprint, provenance, finished, status)
 
     def questions(self) -> list[tuple[str, str, str, str]]:
         """(id, row sha256, gold, prompt sha256) in the order of the plan."""
-        return [tuple(row) for row in self._db.execute("SELECT id, sha256, gold, prompt_sha256 FROM question ORDER BY place")]
+        rows = [unsealed(row, f"question {row[0]!r}") for row in self._rows("SELECT * FROM question ORDER BY place")]
+        return [(row[0], row[2], row[3], row[4]) for row in rows]
+
+    def _rows(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query; `InvalidRun` if the file cannot give them."""
+        with damage(self.path):
+            return self._db.execute(sql, values).fetchall()
 
     def add(self, samples: Iterable[tuple[Sample, Sequence[AttemptRow], Mapping[str, Grade]]], grader: str) -> None:
         """Keep samples with their attempts and grades in one durable transaction; a later outcome replaces a missing one, never a model's."""
@@ -166,7 +176,7 @@ class EvalStore:
                     )
                 marks = ",".join("?" * len(sample.row()))
                 self._db.execute(f"INSERT OR REPLACE INTO sample ({COLUMNS}) VALUES ({marks})", sample.row())
-                self._db.executemany("INSERT INTO attempt VALUES (?,?,?,?,?,?,?,?,?)", [_attempt(row) for row in attempts])
+                self._db.executemany("INSERT INTO attempt VALUES (?,?,?,?,?,?,?,?,?,?)", [sealed(_attempt(row)) for row in attempts])
                 self._put_grades(sample.question_id, sample.repeat, grades, grader)
 
     def regrade(self, grades: Iterable[tuple[str, int, str, Mapping[str, Grade]]], grader: str, fingerprint: Mapping[str, str]) -> None:
@@ -179,56 +189,67 @@ class EvalStore:
                 if sample.state != state:
                     row = replace(sample, state=state).row()
                     self._db.execute("UPDATE sample SET state=?, checksum=? WHERE question_id=? AND repeat=?", (state, row[-1], *where))
-            self._db.execute("UPDATE run SET fingerprint=?", (_json(fingerprint),))
+            row = self._db.execute("SELECT id, created, version, suite, repeats, settings, fingerprint, provenance FROM run").fetchone()
+            row = sealed((*row[:6], _json(fingerprint), row[7]))
+            self._db.execute("UPDATE run SET fingerprint=?, checksum=?", (row[6], row[-1]))
 
     def _put_grades(self, question_id: str, repeat: int, grades: Mapping[str, Grade], grader: str) -> None:
         rows = [
-            (question_id, repeat, m, int(g.correct), g.answer and plain(g.answer), g.rule, int(g.weak), json.dumps(g.flags), grader)
+            sealed((question_id, repeat, m, int(g.correct), g.answer and plain(g.answer), g.rule, int(g.weak), json.dumps(g.flags), grader))
             for m, g in grades.items()
         ]
-        self._db.executemany("INSERT OR REPLACE INTO grade VALUES (?,?,?,?,?,?,?,?,?)", rows)
+        self._db.executemany("INSERT OR REPLACE INTO grade VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
 
     def add_boot(self, boot: str, address: str, identity: Mapping[str, str]) -> None:
-        self._db.execute("INSERT OR IGNORE INTO boot VALUES (?,?,?,?)", (boot, now(), address, _json(identity)))
+        self._db.execute("INSERT OR IGNORE INTO boot VALUES (?,?,?,?,?)", sealed((boot, now(), address, _json(identity))))
 
     def add_event(self, kind: str, text: str) -> None:
         """Something a reader must know; kinds in `INVALIDATING` forbid a verdict."""
-        self._db.execute("INSERT INTO event VALUES (?,?,?)", (now(), kind, text))
+        self._db.execute("INSERT INTO event VALUES (?,?,?,?)", sealed((now(), kind, text)))
 
     def finish(self, exit_status: int) -> None:
         self._db.execute("UPDATE run SET finished=?, exit_status=?", (now(), exit_status))
 
     def states(self) -> dict[tuple[str, int], str]:
         """State by (question id, repeat) of every sample there is a row for."""
-        return {(row[0], row[1]): row[2] for row in self._db.execute("SELECT question_id, repeat, state FROM sample")}
+        return {(row[0], row[1]): row[2] for row in self._rows("SELECT question_id, repeat, state FROM sample")}
 
     def samples(self) -> Iterator[Sample]:
         """All samples in the order of the plan, each checked against its checksum; texts are read one at a time."""
         columns = ", ".join(f"sample.{name.strip()}" for name in COLUMNS.split(","))
-        sql = f"SELECT {columns} FROM sample JOIN question ON question.id = sample.question_id ORDER BY place, repeat"
-        for row in self._db.execute(sql):
-            yield Sample.from_row(row)
+        sql = f"SELECT {columns} FROM sample LEFT JOIN question ON question.id = sample.question_id ORDER BY place, repeat"
+        with damage(self.path):
+            cursor = self._db.execute(sql)
+        while True:
+            with damage(self.path):
+                row = cursor.fetchone()
+                sample = None if row is None else Sample.from_row(row)
+            if sample is None:
+                return
+            yield sample
 
     def grades(self, mode: str) -> dict[tuple[str, int], Grade]:
-        sql = "SELECT question_id, repeat, correct, answer, rule, weak, flags FROM grade WHERE mode=?"
-        rows = self._db.execute(sql, (mode,))
-        return {(r[0], r[1]): Grade(bool(r[2]), r[3], r[4], bool(r[5]), tuple(json.loads(r[6]))) for r in rows}
+        """The grades of one mode by (question id, repeat)."""
+        rows = [unsealed(row, f"grade of {row[0]!r} repeat {row[1]}") for row in self._rows("SELECT * FROM grade")]
+        return {(r[0], r[1]): Grade(bool(r[3]), r[4], r[5], bool(r[6]), tuple(json.loads(r[7]))) for r in rows if r[2] == mode}
 
     def modes(self) -> list[str]:
         """Grading modes there are grades of."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT mode FROM grade ORDER BY mode")]
+        return [row[0] for row in self._rows("SELECT DISTINCT mode FROM grade ORDER BY mode")]
 
     def attempts(self) -> list[AttemptRow]:
-        rows = self._db.execute("SELECT * FROM attempt ORDER BY rowid")
+        rows = [unsealed(row, f"an attempt at {row[0]!r}") for row in self._rows("SELECT * FROM attempt ORDER BY rowid")]
         return [AttemptRow(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], tuple(json.loads(r[8]))) for r in rows]
 
     def boots(self) -> dict[str, tuple[str, dict[str, str]]]:
         """boot -> (address, identity), in the order seen."""
-        return {row[0]: (row[1], json.loads(row[2])) for row in self._db.execute("SELECT boot, address, identity FROM boot ORDER BY rowid")}
+        rows = [unsealed(row, f"boot {row[0]!r}") for row in self._rows("SELECT * FROM boot ORDER BY rowid")]
+        return {row[0]: (row[2], json.loads(row[3])) for row in rows}
 
     def events(self) -> list[tuple[str, str, str]]:
         """(at, kind, text) in order."""
-        return [tuple(row) for row in self._db.execute("SELECT at, kind, text FROM event ORDER BY rowid")]
+        rows = [unsealed(row, f"an event of {row[0]!r}") for row in self._rows("SELECT * FROM event ORDER BY rowid")]
+        return [(row[0], row[1], row[2]) for row in rows]
 
     def close(self) -> None:
         self._db.close()

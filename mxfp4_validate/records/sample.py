@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from dataclasses import dataclass
 
 from mxfp4_validate.errors import InvalidRun
+from mxfp4_validate.records.durable import sealed, unsealed
 from mxfp4_validate.states import STATES
 
 COLUMNS = (
@@ -61,16 +61,14 @@ class Sample:
             self.error,
             self.at,
         )
-        return (*values, checksum(values))
+        return sealed(values)
 
     @classmethod
     def from_row(cls, row: tuple[object, ...]) -> Sample:
         """Inverse of `row`; `InvalidRun` names the sample if a byte of it changed since it was written."""
-        *values, stored = row
-        if checksum(tuple(values)) != stored:
-            raise InvalidRun(f"sample {values[0]!r} repeat {values[1]}: its checksum does not match, the file was damaged or edited")
+        values = list(unsealed(row, f"sample {row[0]!r} repeat {row[1]}"))
         values[3], values[4], values[13] = unpack(values[3]), unpack(values[4]), tuple(json.loads(str(values[13])))
-        return cls(*values)  # type: ignore[arg-type]
+        return cls(*values)
 
 
 def pack(text: str) -> bytes:
@@ -83,12 +81,3 @@ def unpack(data: object) -> str:
     if not isinstance(data, bytes):
         raise InvalidRun("a stored text is not bytes")
     return zlib.decompress(data).decode("utf-8", "surrogatepass")
-
-
-def checksum(values: tuple[object, ...]) -> str:
-    """sha256 over all values, each with its type and length."""
-    h = hashlib.sha256()
-    for value in values:
-        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "backslashreplace")
-        h.update(type(value).__name__.encode() + len(data).to_bytes(8, "big") + data)
-    return h.hexdigest()[:32]

@@ -108,7 +108,18 @@ async def _run(planned: Planned, servers: Servers, options: Options, store: Eval
         collector = Collector(clients, identities, options, writer)
         extra = _accuracy_of(writer) if servers.show_accuracy else None
         ending = await _collect(collector, left, len(planned.tasks), planned.spec.name, extra)
-    return _finish(store, planned, ending)
+    finished = _finish(store, planned, ending)
+    _name_missing(store, say)
+    return finished
+
+
+def _name_missing(store: EvalStore, say: Callable[[str], None], most: int = 3) -> None:
+    """Say which samples were asked and got nothing, and why."""
+    lost = [sample for sample in store.samples() if sample.state in states.MISSING_STATES]
+    for sample in lost[:most]:
+        say(f"missing: {sample.question_id} repeat {sample.repeat}: {sample.state}: {shown(sample.error, 300)}")
+    if len(lost) > most:
+        say(f"missing: and {len(lost) - most} more")
 
 
 def _accuracy_of(writer: Writer) -> Callable[[], str]:
