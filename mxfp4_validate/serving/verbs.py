@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -61,9 +62,14 @@ def eval_verb(args: argparse.Namespace) -> int:
         retry=RetryPolicy(budget=args.retry_budget),
     )
     out = args.out or Path("mxfp4-runs") / f"{spec.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}"
+    signal.signal(signal.SIGTERM, _interrupt)  # before and after the requests, which have handlers of their own
     done = run_eval(planned, _servers(args), options, out)
     _report_run(args, done.path, done.status, dict(done.counts), done.ending.kind, done.ending.reason)
     return done.status
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _between(name: str, value: int, low: int, high: int) -> int:
