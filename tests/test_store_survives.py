@@ -275,11 +275,12 @@ def test_c01_c18_interrupted_runs_are_valid_and_go_on(tmp_path: Path, number: in
             time.sleep(rng.random() * 0.3)
             process.send_signal(number)
             process.communicate(timeout=10)
-            codes.append(process.returncode)
             with EvalStore.open(tmp_path / "run") as store:
                 kept = [sample for sample in store.samples() if sample.state == "answered"]
-            if process.returncode == 0:
+                ended = store.run().exit_status
+            if len(kept) == 60 and ended == 0:  # finished; a signal may still hit the interpreter on its way out
                 break
-        assert codes[-1] == 0, codes
-        assert set(codes[:-1]) == {code}, codes
+            codes.append(process.returncode)
+        assert len(codes) > 3, "too few interruptions to show anything"
+        assert set(codes) == {code}, codes
         assert len(kept) == 60

@@ -20,7 +20,7 @@ import aiohttp
 
 from mxfp4_validate import states
 from mxfp4_validate.endpoint.address import Address, Secret
-from mxfp4_validate.endpoint.attempt import Attempt, InvalidResponse, Reply, of_status
+from mxfp4_validate.endpoint.attempt import STATUS, Attempt, InvalidResponse, Reply, of_status
 from mxfp4_validate.endpoint.response import loads, parse_completion
 from mxfp4_validate.endpoint.stream import StreamCut, read_stream
 from mxfp4_validate.errors import UsageError
@@ -126,6 +126,8 @@ class Client:
         """GET a small JSON document below the server's root; None if there is none. Transport errors are raised."""
         assert self._session is not None, "use the client as an async context manager"
         async with asyncio.timeout(timeout), self._session.get(f"{self.address.root}{path}", allow_redirects=False) as response:
+            if response.status in (401, 403):
+                raise UsageError(f"{self.address.root}{path}: {STATUS[response.status][2]}")
             if response.status != 200:
                 return None
             try:

@@ -7,6 +7,7 @@ killed when it is late, which any thread may ask; the next question starts a new
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import subprocess
 import sys
@@ -51,7 +52,10 @@ class _Child:
             line = ""
         finally:
             timer.cancel()
-        reply = json.loads(line) if line.endswith("\n") else {}
+        if not line.endswith("\n"):
+            self.stop()  # wait for its death, or the next answer would go to a dying child
+            return {}
+        reply = json.loads(line)
         return reply if isinstance(reply, dict) else {}
 
     def stop(self) -> None:
@@ -59,7 +63,8 @@ class _Child:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
-                stream.close()
+                with contextlib.suppress(OSError):  # what was still to be flushed has no reader
+                    stream.close()
 
 
 _lock = threading.Lock()

@@ -140,7 +140,9 @@ async def _collect(collector: Collector, left: Sequence[Task], total: int, name:
         print(f"\n{name}: writing what has come back; once more to leave at once", file=sys.stderr, flush=True)
         collector.stop("interrupted", name)
 
-    for number, label in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")):
+    labels = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    before = {number: signal.getsignal(number) for number in labels}
+    for number, label in labels.items():
         loop.add_signal_handler(number, interrupted, label)
     try:
         with Progress(name, total, total - len(left)) as progress:
@@ -148,8 +150,9 @@ async def _collect(collector: Collector, left: Sequence[Task], total: int, name:
             collector.on_done = progress
             return await collector.collect(left)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # asyncio leaves the default, which would end us without a word
 
 
 def grader_of(planned: Planned) -> Callable[[str, str], Mapping[str, Grade]]:
