@@ -17,8 +17,12 @@ from mxfp4_validate.errors import InvalidRun
 
 def connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    db.execute("PRAGMA journal_mode=DELETE")
-    db.execute("PRAGMA synchronous=FULL")
+    try:
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.execute("PRAGMA synchronous=FULL")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 
@@ -67,7 +71,7 @@ def damage(path: Path) -> Iterator[None]:
     """Turns what SQLite and the codecs say of a damaged file into `InvalidRun`."""
     try:
         yield
-    except (sqlite3.Error, UnicodeError, ValueError, zlib.error) as error:
+    except (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, zlib.error) as error:
         raise InvalidRun(f"{path} is damaged, it cannot be trusted: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from mxfp4_validate.records.sample import COLUMNS, Sample
 from mxfp4_validate.records.store import new_run_id, now
 from mxfp4_validate.states import MODEL_STATES
 
+_RUN = "id, created, version, suite, repeats, settings, fingerprint, provenance, finished, exit_status"
 SCHEMA_VERSION = 101  # kernel records count from 1, eval records from 101
 _SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, created TEXT NOT NULL, version TEXT NOT NULL, suite TEXT NOT NULL, repeats INTEGER NOT NULL,
@@ -98,9 +100,9 @@ class EvalStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(path.name + ".new")
             temporary.unlink(missing_ok=True)
-            db = connect(temporary)
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            with Transaction(db):
+            with closing(connect(temporary)) as db, Transaction(db):
+                for statement in (*_SCHEMA.split(";"), f"PRAGMA user_version={SCHEMA_VERSION}"):
+                    db.execute(statement)
                 row = (
                     new_run_id(),
                     now(),
@@ -110,12 +112,13 @@ class EvalStore:
                     _json(settings),
                     _json(fingerprint),
                     _json(provenance),
+                    None,
+                    None,
                 )
-                db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,NULL,NULL,?)", sealed(row))
+                db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?,?)", sealed(row))
                 db.executemany(
                     "INSERT INTO question VALUES (?,?,?,?,?,?)", [sealed((q[0], place, *q[1:])) for place, q in enumerate(questions)]
                 )
-            db.close()
             publish(temporary, path)
             return cls(path, connect(path))
         except (OSError, sqlite3.Error) as error:
@@ -129,29 +132,35 @@ class EvalStore:
 
     @classmethod
     def open(cls, path: Path) -> EvalStore:
-        """An existing run, read-only; `UsageError` if it is not an eval record of ours."""
+        """An existing run, read-only; `UsageError` if it is not an eval record of ours, `InvalidRun` if its file is damaged."""
         path = run_file(path)
         if not path.is_file():
             raise UsageError(f"no eval run at {path}")
-        try:
-            if path.with_name(path.name + "-journal").exists():  # a killed writer's open transaction: only a writer may roll it back
-                connect(path).close()
-            db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            rows = db.execute("SELECT count(*) FROM run").fetchone()[0] if version == SCHEMA_VERSION else 0
-        except (sqlite3.Error, UnicodeError) as error:
-            raise UsageError(f"{path} is not an eval run of mxfp4-validate: {error}") from error
-        if rows != 1:
-            db.close()
-            raise UsageError(f"{path} has record schema {version}, this version reads eval runs of schema {SCHEMA_VERSION}")
+        with ExitStack() as stack:
+            try:
+                if path.with_name(path.name + "-journal").exists():  # a killed writer's open transaction: only a writer may roll it back
+                    connect(path).close()
+                db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
+                stack.callback(db.close)
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                rows = db.execute("SELECT count(*) FROM run").fetchone()[0] if version == SCHEMA_VERSION else 0
+                # A page that lost rows still has good checksums on those that are left.
+                found = db.execute("PRAGMA integrity_check(1)").fetchall() if rows == 1 else []
+            except (sqlite3.Error, UnicodeError) as error:
+                raise UsageError(f"{path} is not an eval run of mxfp4-validate: {error}") from error
+            if rows != 1:
+                raise UsageError(f"{path} has record schema {version}, this version reads eval runs of schema {SCHEMA_VERSION}")
+            if found != [("ok",)]:
+                raise InvalidRun(f"{path} is damaged, it cannot be trusted: {found[0][0] if found else 'it cannot be checked'}")
+            stack.pop_all()
         return cls(path, db)
 
     def run(self) -> EvalRun:
-        ((row, finished, status),) = [(r[:8] + r[10:], r[8], r[9]) for r in self._rows("SELECT * FROM run")]
-        values = unsealed(row, "the run's own row")
         with damage(self.path):
-            settings, fingerprint, provenance = (json.loads(values[i]) for i in (5, 6, 7))
-        return EvalRun(values[0], values[1], values[2], values[3], values[4], settings, fingerprint, provenance, finished, status)
+            (row,) = self._db.execute(f"SELECT {_RUN}, checksum FROM run").fetchall()
+            values = unsealed(row, "the run's own row")
+            settings, fingerprint, provenance = (dict(json.loads(values[i])) for i in (5, 6, 7))
+        return EvalRun(values[0], values[1], values[2], values[3], values[4], settings, fingerprint, provenance, values[8], values[9])
 
     def questions(self) -> list[tuple[str, str, str, str]]:
         """(id, row sha256, gold, prompt sha256) in the order of the plan."""
@@ -189,9 +198,7 @@ class EvalStore:
                 if sample.state != state:
                     row = replace(sample, state=state).row()
                     self._db.execute("UPDATE sample SET state=?, checksum=? WHERE question_id=? AND repeat=?", (state, row[-1], *where))
-            row = self._db.execute("SELECT id, created, version, suite, repeats, settings, fingerprint, provenance FROM run").fetchone()
-            row = sealed((*row[:6], _json(fingerprint), row[7]))
-            self._db.execute("UPDATE run SET fingerprint=?, checksum=?", (row[6], row[-1]))
+            self._change_run(fingerprint=_json(fingerprint))
 
     def _put_grades(self, question_id: str, repeat: int, grades: Mapping[str, Grade], grader: str) -> None:
         rows = [
@@ -208,7 +215,15 @@ class EvalStore:
         self._db.execute("INSERT INTO event VALUES (?,?,?,?)", sealed((now(), kind, text)))
 
     def finish(self, exit_status: int) -> None:
-        self._db.execute("UPDATE run SET finished=?, exit_status=?", (now(), exit_status))
+        with Transaction(self._db):
+            self._change_run(finished=now(), exit_status=exit_status)
+
+    def _change_run(self, **changes: object) -> None:
+        row = unsealed(self._db.execute(f"SELECT {_RUN}, checksum FROM run").fetchone(), "the run's own row")
+        values = dict(zip(_RUN.split(", "), row, strict=True)) | changes
+        names = [*changes, "checksum"]
+        new = [*changes.values(), sealed(tuple(values.values()))[-1]]
+        self._db.execute(f"UPDATE run SET {', '.join(f'{name}=?' for name in names)}", new)
 
     def states(self) -> dict[tuple[str, int], str]:
         """State by (question id, repeat) of every sample there is a row for."""
@@ -231,7 +246,8 @@ class EvalStore:
     def grades(self, mode: str) -> dict[tuple[str, int], Grade]:
         """The grades of one mode by (question id, repeat)."""
         rows = [unsealed(row, f"grade of {row[0]!r} repeat {row[1]}") for row in self._rows("SELECT * FROM grade")]
-        return {(r[0], r[1]): Grade(bool(r[3]), r[4], r[5], bool(r[6]), tuple(json.loads(r[7]))) for r in rows if r[2] == mode}
+        with damage(self.path):
+            return {(r[0], r[1]): Grade(bool(r[3]), r[4], r[5], bool(r[6]), tuple(json.loads(r[7]))) for r in rows if r[2] == mode}
 
     def modes(self) -> list[str]:
         """Grading modes there are grades of."""
@@ -239,12 +255,14 @@ class EvalStore:
 
     def attempts(self) -> list[AttemptRow]:
         rows = [unsealed(row, f"an attempt at {row[0]!r}") for row in self._rows("SELECT * FROM attempt ORDER BY rowid")]
-        return [AttemptRow(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], tuple(json.loads(r[8]))) for r in rows]
+        with damage(self.path):
+            return [AttemptRow(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], tuple(json.loads(r[8]))) for r in rows]
 
     def boots(self) -> dict[str, tuple[str, dict[str, str]]]:
         """boot -> (address, identity), in the order seen."""
         rows = [unsealed(row, f"boot {row[0]!r}") for row in self._rows("SELECT * FROM boot ORDER BY rowid")]
-        return {row[0]: (row[2], json.loads(row[3])) for row in rows}
+        with damage(self.path):
+            return {row[0]: (row[2], dict(json.loads(row[3]))) for row in rows}
 
     def events(self) -> list[tuple[str, str, str]]:
         """(at, kind, text) in order."""

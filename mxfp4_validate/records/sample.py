@@ -71,6 +71,10 @@ class Sample:
         return cls(*values)
 
 
+#: Longest text that is unpacked: twice the largest answer a client takes. A few bytes of a made-up record may unpack to anything.
+MOST_UNPACKED = 512 << 20
+
+
 def pack(text: str) -> bytes:
     """Compressed UTF-8 that keeps lone surrogates."""
     return zlib.compress(text.encode("utf-8", "surrogatepass"), 6)
@@ -80,4 +84,8 @@ def unpack(data: object) -> str:
     """Inverse of `pack`."""
     if not isinstance(data, bytes):
         raise InvalidRun("a stored text is not bytes")
-    return zlib.decompress(data).decode("utf-8", "surrogatepass")
+    stream = zlib.decompressobj()
+    text = stream.decompress(data, MOST_UNPACKED)
+    if not stream.eof:
+        raise InvalidRun(f"a stored text is cut, or longer than {MOST_UNPACKED} bytes")
+    return text.decode("utf-8", "surrogatepass")

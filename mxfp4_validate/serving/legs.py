@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mxfp4_validate.errors import InvalidRun
 from mxfp4_validate.records.evals import INVALIDATING, EvalStore
 from mxfp4_validate.states import MODEL_STATES, NOT_RUN
 from mxfp4_validate.verdicts import Leg
@@ -27,6 +28,8 @@ def read_leg(path: Path, mode: str | None = None) -> Leg:
         correct, boots, tokens = np.zeros(shape, dtype=bool), np.full(shape, "", dtype="<U40"), np.full(shape, np.nan)
         invalid = [f"{kind}: {text}" for _, kind, text in store.events() if kind in INVALIDATING]
         for sample in store.samples():
+            if sample.question_id not in place or not 0 <= sample.repeat < run.repeats:
+                raise InvalidRun(f"{path} is damaged, it cannot be trusted: sample {sample.question_id!r} repeat {sample.repeat} is not planned")
             at = place[sample.question_id], sample.repeat
             states[at], boots[at] = sample.state, sample.boot
             tokens[at] = np.nan if sample.completion_tokens is None else sample.completion_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -60,7 +61,8 @@ def check_folder(folder: Path) -> None:
         content = renamed.read_bytes()
         renamed.unlink()
     except OSError as error:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
         raise UsageError(f"--out {folder}: cannot write there: {error.strerror or error}; choose another folder") from error
     if content != b"probe":
         raise UsageError(f"--out {folder}: its file system does not give back what was written; choose another folder")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
+import sqlite3
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from mxfp4_validate.endpoint.address import Secret, parse_address
 from mxfp4_validate.endpoint.client import Limits
 from mxfp4_validate.endpoint.collect import Options
 from mxfp4_validate.endpoint.flow import RetryPolicy
-from mxfp4_validate.errors import MxfpError, UsageError
+from mxfp4_validate.errors import IncompleteRun, MxfpError, UsageError
 from mxfp4_validate.prompts.profiles import profile as profile_named
 from mxfp4_validate.questions import examples, first, load
 from mxfp4_validate.records.evals import EvalStore
@@ -240,9 +242,18 @@ def _print(value: object) -> None:
 
 def run(verb: Any, args: argparse.Namespace) -> int:
     """A verb with its errors told in one line; no traceback shows what a server or a key said."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal of another alphabet must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(verb(args))
     except MxfpError as error:
-        key = Secret(os.environ.get("OPENAI_API_KEY") or "EMPTY")
-        print(f"mxfp4-validate: error: {shown(key.redact(str(error)))}", file=sys.stderr)
-        return error.exit_code
+        return _told(str(error), error.exit_code)
+    except (sqlite3.Error, OSError) as error:  # a disk that is full or broken: what was committed is kept, the same command goes on
+        return _told(f"{type(error).__name__}: {error}; mend that, then run the same command again", IncompleteRun.exit_code)
+
+
+def _told(text: str, code: int) -> int:
+    key = Secret(os.environ.get("OPENAI_API_KEY") or "EMPTY")
+    print(f"mxfp4-validate: error: {shown(key.redact(text))}", file=sys.stderr)
+    return code
