@@ -19,7 +19,7 @@ from mxfp4_validate import cli
 from mxfp4_validate.endpoint.address import Secret, parse_address
 from mxfp4_validate.errors import InvalidRun, UsageError
 from mxfp4_validate.records.evals import EvalStore
-from mxfp4_validate.serving.lock import FolderLock, check_folder
+from mxfp4_validate.serving.lock import check_folder
 from mxfp4_validate.serving.names import run_name, shown
 from tests.fault_server import Act, FaultServer, Request, answer, status
 
@@ -135,59 +135,6 @@ def test_i10_a_partial_run_has_no_verdict(server: FaultServer, questions: Path, 
     assert run_eval(server, questions, tmp_path / "b", "--shard", "1/2") == 0
     assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 5
     assert "4 of 8 samples of the first 1 repeats are missing" in capsys.readouterr().err
-
-
-def test_c08_a_folder_that_cannot_be_written(tmp_path: Path, server: FaultServer, questions: Path) -> None:
-    """Found before the first request. (A file stands where the folder should be: root may write anywhere else.)"""
-    (tmp_path / "taken").write_text("")
-    assert run_eval(server, questions, tmp_path / "taken" / "run") == 2
-    assert server.requests == []
-
-
-def test_c09_two_processes_one_folder(tmp_path: Path, server: FaultServer, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second is refused and names the first; a lock file left by a dead process is no obstacle."""
-    with FolderLock(tmp_path / "run"):
-        command = [sys.executable, "-m", "mxfp4_validate", "eval", "gsm8k", "--base-url", server.url, "--questions", str(questions)]
-        done = subprocess.run([*command, "--out", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert f"pid {os.getpid()}" in done.stderr
-    assert server.requests == []
-    (tmp_path / "run" / "run.lock").write_text("1")
-    assert run_eval(server, questions, tmp_path / "run") == 0
-
-
-def test_c10_another_configuration_is_refused_with_both_values(
-    server: FaultServer, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_eval(server, questions, tmp_path / "a") == 0
-    before = (tmp_path / "a" / "run.sqlite").read_bytes()
-    assert run_eval(server, questions, tmp_path / "a", "--temperature", "0.9") == 2
-    assert "temperature: the run has '0.0', asked for is '0.9'" in capsys.readouterr().err
-    assert (tmp_path / "a" / "run.sqlite").read_bytes() == before
-
-
-def test_c14_resuming_makes_no_look(server: FaultServer, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five resumes later the plan's looks are what they were, and a comparison takes the same ones."""
-    assert run_eval(server, questions, tmp_path / "a", "--repeats", "2") == 0
-    with EvalStore.open(tmp_path / "a") as store:
-        looks = store.run().settings["looks"]
-    for _ in range(5):
-        assert run_eval(server, questions, tmp_path / "a", "--repeats", "2") == 0
-    with EvalStore.open(tmp_path / "a") as store:
-        assert store.run().settings["looks"] == looks == [2]
-    assert run_eval(server, questions, tmp_path / "a", "--repeats", "3") == 2
-
-
-@pytest.mark.parametrize("env", [{"LANG": "C", "LC_ALL": "C"}, {"COLUMNS": "0"}, {"TERM": "dumb", "NO_COLOR": "1"}])
-def test_c17_plain_ascii_without_a_terminal(server: FaultServer, questions: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "mxfp4_validate", "eval", "gsm8k", "--base-url", server.url, "--questions", str(questions)]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "run"), "--canaries", "0"], cwd=ROOT, capture_output=True, env={**os.environ, **env}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).isascii()
-    assert b"\r" not in done.stdout + done.stderr
-    assert b"\x1b" not in done.stdout + done.stderr
 
 
 def test_s01_the_key_is_nowhere(questions: Path, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mxfp4_validate.errors import InvalidRun
+from mxfp4_validate.errors import IncompleteRun, InvalidRun
+
+_DISK = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -57,6 +66,7 @@ def publish(temporary: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without hard links
         if path.exists():
+            temporary.unlink()
             raise
         temporary.rename(path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -68,11 +78,19 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Turns what SQLite and the codecs say of a damaged file into `InvalidRun`."""
+    """Turns what SQLite and the codecs say of a damaged file into `InvalidRun`, and a disk that fails just now into `IncompleteRun`."""
     try:
         yield
     except (sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, zlib.error) as error:
+        if disk_failed(error):
+            raise IncompleteRun(f"{path} cannot be read or written: {error}; mend that, then run the same command again") from error
         raise InvalidRun(f"{path} is damaged, it cannot be trusted: {error}") from error
+
+
+def disk_failed(error: Exception) -> bool:
+    """Whether it is the disk or another process that stands in the way, not what the file holds."""
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    return code & 0xFF in _DISK and code != sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def checksum(values: tuple[object, ...]) -> str:

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any
 
 import mxfp4_validate
-from mxfp4_validate.errors import InvalidRun, UsageError
+from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
 from mxfp4_validate.grading.base import Grade
-from mxfp4_validate.records.durable import Transaction, connect, damage, plain, publish, sealed, unsealed
+from mxfp4_validate.records.durable import Transaction, connect, damage, disk_failed, plain, publish, sealed, unsealed
 from mxfp4_validate.records.sample import COLUMNS, Sample
 from mxfp4_validate.records.store import new_run_id, now
 from mxfp4_validate.states import MODEL_STATES
@@ -147,6 +147,8 @@ class EvalStore:
                 # A page that lost rows still has good checksums on those that are left.
                 found = db.execute("PRAGMA integrity_check(1)").fetchall() if rows == 1 else []
             except (sqlite3.Error, UnicodeError) as error:
+                if disk_failed(error):
+                    raise IncompleteRun(f"{path} cannot be read: {error}; mend that, then run the same command again") from error
                 raise UsageError(f"{path} is not an eval run of mxfp4-validate: {error}") from error
             if rows != 1:
                 raise UsageError(f"{path} has record schema {version}, this version reads eval runs of schema {SCHEMA_VERSION}")

@@ -29,7 +29,9 @@ def read_leg(path: Path, mode: str | None = None) -> Leg:
         invalid = [f"{kind}: {text}" for _, kind, text in store.events() if kind in INVALIDATING]
         for sample in store.samples():
             if sample.question_id not in place or not 0 <= sample.repeat < run.repeats:
-                raise InvalidRun(f"{path} is damaged, it cannot be trusted: sample {sample.question_id!r} repeat {sample.repeat} is not planned")
+                raise InvalidRun(
+                    f"{path} is damaged, it cannot be trusted: sample {sample.question_id!r} repeat {sample.repeat} is not planned"
+                )
             at = place[sample.question_id], sample.repeat
             states[at], boots[at] = sample.state, sample.boot
             tokens[at] = np.nan if sample.completion_tokens is None else sample.completion_tokens
