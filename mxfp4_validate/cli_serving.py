@@ -18,6 +18,7 @@ _VERBS = {
     "merge": "join the shards of a run",
     "export": "a run as JSON lines",
     "import": "a run of another tool as a run of ours",
+    "report": "one HTML file of kernel records and eval runs, with a verdict",
 }
 
 
@@ -33,7 +34,8 @@ def add_verbs(verbs: Any) -> None:
 def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
     def verb(args: argparse.Namespace, _rest: list[str]) -> int:
         module = importlib.import_module("mxfp4_validate.serving.verbs")
-        return int(module.run(getattr(module, f"{name}_verb"), args))
+        home = importlib.import_module("mxfp4_validate.serving.report") if name == "report" else module
+        return int(module.run(getattr(home, f"{name}_verb"), args))
 
     return verb
 
@@ -42,6 +44,11 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="BASELINE CANDIDATE", help="two runs of one eval; several pairs for several evals"
     )
+    _judging(parser)
+
+
+def _judging(parser: argparse.ArgumentParser) -> None:
+    """What `compare` and `report` both ask."""
     parser.add_argument("--margin", type=float, metavar="PP", help="percentage points (the one the candidate's run was made with)")
     parser.add_argument("--aa", action="store_true", help="both runs are of one configuration: nothing may differ")
     parser.add_argument(
@@ -50,6 +57,18 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anchor", metavar="LOW:HIGH", help="percent; the band in which the baseline's score is known to lie")
     parser.add_argument("--expect", action="append", default=[], metavar="NAME", help="identity value that is meant to differ")
     parser.add_argument("--grader", help="another of the stored grades: strict, lenient, ...")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    about = "kernel records and eval runs; runs of one eval are paired in the order given, baseline first"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(%(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also as Markdown; GITHUB_STEP_SUMMARY gets it as well")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also as JUnit XML")
+    parser.add_argument("--faults", type=Path, metavar="FILE", help="what pytest -m faults --fault-matrix FILE wrote")
+    parser.add_argument("--no-answers", action="store_true", help="leave the answers' texts out, for a report that is passed on")
+    parser.add_argument("--exit-zero", action="store_true", help="exit with 0 whatever the verdict")
+    _judging(parser)
 
 
 def _regrade(parser: argparse.ArgumentParser) -> None:
@@ -91,4 +110,5 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "merge": _merge,
     "export": _export,
     "import": _import,
+    "report": _report,
 }

@@ -22,14 +22,14 @@ from mxfp4_validate.endpoint.flow import RetryPolicy
 from mxfp4_validate.errors import IncompleteRun, MxfpError, UsageError
 from mxfp4_validate.prompts.profiles import profile as profile_named
 from mxfp4_validate.questions import examples, first, load
-from mxfp4_validate.records.evals import EvalStore
 from mxfp4_validate.reporting.verdict import score_lines, verdict_lines
+from mxfp4_validate.serving.comparison import CompareOptions, compare_runs
 from mxfp4_validate.serving.legs import read_leg
 from mxfp4_validate.serving.names import shown
 from mxfp4_validate.serving.options import settle, shard_of
 from mxfp4_validate.serving.planned import plan_run
 from mxfp4_validate.serving.run import Servers, run_eval
-from mxfp4_validate.verdicts import Plan, Verdict, combine, compare
+from mxfp4_validate.verdicts import Verdict, combine
 from mxfp4_validate.verdicts.summary import summarise
 
 
@@ -140,41 +140,15 @@ def compare_verb(args: argparse.Namespace) -> int:
 
 def _compared(args: argparse.Namespace, baseline: Path, candidate: Path) -> Verdict:
     """One pair's verdict, told on the terminal."""
-    legs = [read_leg(path, args.grader) for path in (baseline, candidate)]
-    with EvalStore.open(candidate) as store:
-        settings, boots = store.run().settings, set(store.boots())
-    with EvalStore.open(baseline) as store:
-        shared = boots & set(store.boots())
-    if shared and not args.aa:
-        raise UsageError(
-            f"both runs were answered by the same boot of the same server ({', '.join(sorted(shared))}); --aa if that is meant"
-        )
-    margin = args.margin / 100 if args.margin is not None else settings["margin"]
-    repeats = min(leg.repeats for leg in legs)
-    looks = tuple(look for look in settings["looks"] if look <= repeats) or (repeats,)
-    expected = ("moe_backend", "moe_runner_backend", *args.expect)
-    plan = Plan(margin, looks, allow_missing=args.allow_missing, aa=args.aa, anchor=_anchor(args.anchor), expected_differences=expected)
-    verdict = compare(legs[0], legs[1], plan)
-    lines = verdict_lines(verdict)
-    if margin != settings["margin"]:
-        lines.insert(1, f"  note: the margin was changed after the run, from {100 * settings['margin']:.2f} to {100 * margin:.2f} pp")
-    print(shown("\n".join(lines), 1 << 20), file=_stream(args))
+    options = CompareOptions(args.margin, args.aa, args.allow_missing, args.anchor, tuple(args.expect), args.grader)
+    verdict = compare_runs(baseline, candidate, options)
+    print(shown("\n".join(verdict_lines(verdict)), 1 << 20), file=_stream(args))
     return verdict
 
 
 def _stream(args: argparse.Namespace) -> TextIO:
     """Where text goes: standard output, unless that is for JSON."""
     return sys.stderr if args.json else sys.stdout
-
-
-def _anchor(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) / 100 for part in text.split(":"))
-    except ValueError as error:
-        raise UsageError(f"--anchor is {text!r}, it must be LOW:HIGH in percent, as in 92:97") from error
-    return low, high
 
 
 def regrade_verb(args: argparse.Namespace) -> int:

@@ -1,0 +1,245 @@
+"""What stands around the numbers: what differs between the runs, where it breaks, what was not tested, how to repeat it. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+from mxfp4_validate.records.store import Result
+from mxfp4_validate.reporting.gates import eval_gate, title
+from mxfp4_validate.reporting.inputs import EvalLeg, EvalPair, Inputs, KernelRecord
+from mxfp4_validate.states import MISSING_STATES
+
+
+@dataclass(frozen=True)
+class DifferenceRow:
+    """One named value of both legs; `mark` is `on trial`, `differs`, `forbids a verdict` or empty when equal."""
+
+    name: str
+    baseline: str
+    candidate: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    title: str
+    different: tuple[DifferenceRow, ...]
+    equal: tuple[DifferenceRow, ...]
+    refusals: tuple[str, ...]
+    boots: str
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder; the first failing one is the address of the bug."""
+
+    name: str
+    outcome: str  # PASS | FAIL | not tested
+    what: str
+
+
+@dataclass(frozen=True)
+class Command:
+    what: str
+    line: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def compared(pair: EvalPair) -> Compared:
+    """Identity, fingerprint, settings and versions of both legs: what differs first, the rest for folding."""
+    assert pair.candidate is not None
+    baseline, candidate = _facts(pair.baseline), _facts(pair.candidate)
+    expected = {row.name for row in pair.verdict.identity if row.expected} if pair.verdict else set()
+    rows = []
+    for name in sorted(baseline.keys() | candidate.keys()):
+        one, other = baseline.get(name, "\u2013"), candidate.get(name, "\u2013")
+        mark = ""
+        if one != other:
+            mark = "on trial" if name.removeprefix("server: ") in expected else "differs"
+            mark = "forbids a verdict" if name.startswith("asked: ") else mark
+        rows.append(DifferenceRow(name, one, other, mark))
+    reasons = tuple(pair.verdict.reasons) if pair.verdict and isnan(pair.verdict.estimate) else ((pair.refused,) if pair.refused else ())
+    return Compared(
+        title(pair.suite),
+        tuple(r for r in rows if r.mark),
+        tuple(r for r in rows if not r.mark),
+        reasons,
+        _boots(pair.baseline, pair.candidate),
+    )
+
+
+def _facts(leg: EvalLeg) -> dict[str, str]:
+    """Everything a leg's record says of how it was made, by kind and name."""
+    found = {f"asked: {name}": value for name, value in leg.run.fingerprint.items()}
+    found |= {f"server: {name}": value for name, value in leg.leg.identity.items()}
+    found |= {f"setting: {name}": str(value) for name, value in leg.run.settings.items() if not isinstance(value, dict | list)}
+    versions = leg.run.provenance.get("versions", {})
+    found |= {f"client: {name}": str(value) for name, value in versions.items()} if isinstance(versions, dict) else {}
+    found |= {f"client: {name}": str(leg.run.provenance[name]) for name in ("commit", "python", "platform") if name in leg.run.provenance}
+    return found
+
+
+def _boots(baseline: EvalLeg, candidate: EvalLeg) -> str:
+    one, other = ({str(b) for b in leg.leg.boots.flatten().tolist()} - {""} for leg in (baseline, candidate))
+    names = ", ".join(sorted(one)) or "unknown", ", ".join(sorted(other)) or "unknown"
+    shared = "; some answered both legs" if one & other else ""
+    return f"Server boots: baseline {names[0]}; candidate {names[1]}{shared}."
+
+
+#: The ladder: rung, what it shows, the checks and families that stand on it.
+_LADDER = (
+    ("format", "every E2M1 code and E8M0 byte means what it should", ("readout-fc1", "readout-fc2", "scale-codes")),
+    ("layout", "weights and scales lie where the kernel looks", ("bytes", "vendor-pack")),
+    ("single expert", "exact probes: GEMMs, biases, clamp, activation", ("probe-",)),
+    (
+        "routed MoE",
+        "whole layers on random data, bit for bit; relations, determinism, poisoned memory",
+        ("random", "metamorphic", "determinism", "poison"),
+    ),
+    ("TP/EP shards", "shards add up to the layer", ("parallel",)),
+)
+
+
+def ladder(inputs: Inputs) -> tuple[Rung, ...]:
+    """From the bytes to the benchmark; a rung is red if anything on it failed, grey if nothing on it ran."""
+    results = [r for record in inputs.kernels for r in record.results if r.outcome != "unavailable"]
+    taken: set[str] = set()
+    rungs = []
+    for name, what, keys in _LADDER:
+        mine = [r for r in results if r.item_id not in taken and _stands(r, keys)]
+        taken |= {r.item_id for r in mine}
+        failed = sum(r.outcome != "passed" for r in mine)
+        outcome = "FAIL" if failed else "PASS" if mine else "not tested"
+        rungs.append(Rung(name, outcome, f"{what}: {failed} of {len(mine)} failed" if failed else f"{what}: {len(mine)} checks"))
+    rungs.append(Rung("served log-probabilities", "not tested", "token-level comparison of two servers"))
+    gates = [eval_gate(pair, at) for at, pair in enumerate(inputs.pairs)]
+    outcomes = [g.outcome for g in gates]
+    whole = "not tested" if not gates else "FAIL" if "FAIL" in outcomes else "PASS" if set(outcomes) == {"PASS"} else "undecided"
+    rungs.append(Rung("evals", whole, ", ".join(f"{g.name} {g.outcome}" for g in gates) or "no eval run was given"))
+    return tuple(rungs)
+
+
+def _stands(result: Result, keys: Iterable[str]) -> bool:
+    return any(key in (result.check, result.family) or (key.endswith("-") and result.check.startswith(key)) for key in keys)
+
+
+def not_tested(inputs: Inputs, answers: bool = True) -> tuple[tuple[str, str], ...]:
+    """(what, why or how many): everything a reader could believe to be covered and is not. Empty only if there is nothing."""
+    rows: list[tuple[str, str]] = []
+    for record in inputs.kernels:
+        rows += _kernel_gaps(record)
+    for pair in inputs.pairs:
+        for name, leg in (("baseline", pair.baseline), ("candidate", pair.candidate)):
+            if leg is not None:
+                rows += _leg_gaps(f"{title(pair.suite)} {name}", leg)
+    if not inputs.kernels:
+        rows.append(("kernel suite", "no kernel record was given"))
+    if not inputs.pairs:
+        rows.append(("evals", "no eval run was given"))
+    if inputs.faults is None:
+        rows.append(("fault matrix", "not measured for this report: pytest -m faults --fault-matrix FILE, then report --faults FILE"))
+    rows.append(("served log-probabilities", "no token-level comparison was given"))
+    if not answers:
+        rows.append(("answers", "left out on request (--no-answers)"))
+    return tuple(rows)
+
+
+def _kernel_gaps(record: KernelRecord) -> list[tuple[str, str]]:
+    reasons = Counter((r.backend, (r.message.splitlines() or [""])[0]) for r in record.results if r.outcome == "unavailable")
+    rows = [(f"{backend}: {count} items unavailable", reason) for (backend, reason), count in reasons.items()]
+    for backend, families in record.expected.items():
+        for family, total in families.items():
+            have = sum(r.backend == backend and r.family == family for r in record.results)
+            rows += (
+                [(f"{backend} {family}: {total - have} of {total} items without a result", f"run {record.run.id}")] if have < total else []
+            )
+    chosen = {name: record.run.settings.get(name) for name in ("case", "check", "keywords", "fault")}
+    rows += [(f"only what {name} {value!r} keeps", f"run {record.run.id}") for name, value in chosen.items() if value]
+    for name in ("waiver", "finding"):
+        rows += [(f"{name}: {r.backend} {r.item_id}", str(r.metrics[name])) for r in record.results if r.metrics.get(name)]
+    return rows
+
+
+def _leg_gaps(name: str, leg: EvalLeg) -> list[tuple[str, str]]:
+    states = Counter(leg.leg.states.flatten().tolist())
+    rows = [(f"{name}: {states[state]} samples {state}", "missing, not scored") for state in MISSING_STATES if states[state]]
+    rows += [
+        (f"{name}: {count} attempts ended in {outcome}", "asked again")
+        for outcome, count in sorted(leg.attempts.items())
+        if outcome != "ok"
+    ]
+    return rows + [(f"{name}: {kind}", text) for _, kind, text in leg.events]
+
+
+def commands(inputs: Inputs) -> tuple[Command, ...]:
+    """What to type to get each run again, and what it was made with."""
+    found = [_kernel_command(record) for record in inputs.kernels]
+    for pair in inputs.pairs:
+        legs = (("baseline", pair.baseline), ("candidate", pair.candidate))
+        found += [_eval_command(f"{title(pair.suite)} {name}", leg) for name, leg in legs if leg is not None]
+    return tuple(found)
+
+
+def _kernel_command(record: KernelRecord) -> Command:
+    s = record.run.settings
+    line = ["mxfp4-validate", "kernel"]
+    for option, value in (
+        ("--backend", ",".join(s.get("backends", ()))),
+        ("--case", s.get("case")),
+        ("--check", s.get("check")),
+        ("-k", s.get("keywords")),
+    ):
+        line += [option, str(value)] if value else []
+    line += ["--require-hardware"] if s.get("require_hardware") else []
+    return Command(
+        f"kernel run {record.run.id}", shlex.join(line), _provenance(record.run.provenance, record.source.name, record.source.sha256)
+    )
+
+
+def _eval_command(what: str, leg: EvalLeg) -> Command:
+    line = ["mxfp4-validate", "eval", leg.run.suite, "--base-url", "URL", "--repeats", str(leg.run.repeats)]
+    sampling = leg.run.settings.get("sampling", {})
+    for name, entry in sampling.items() if isinstance(sampling, dict) else ():
+        if isinstance(entry, dict) and entry.get("origin") not in (None, "eval") and entry.get("value") is not None:
+            line += [f"--{name.replace('_', '-')}", str(entry["value"])]
+    facts = (("questions", leg.run.fingerprint.get("questions", "")), ("prompts", leg.run.fingerprint.get("prompts", "")))
+    return Command(
+        f"{what}, run {leg.run.id}", shlex.join(line), facts + _provenance(leg.run.provenance, leg.source.name, leg.source.sha256)
+    )
+
+
+def _provenance(found: Mapping[str, Any], name: str, sha256: str) -> tuple[tuple[str, str], ...]:
+    gpus = "; ".join(str(g.get("name", g)) for g in found.get("gpus", []) if isinstance(g, dict)) or "none"
+    versions = found.get("versions", {})
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+    rows = (("record", name), ("sha256", sha256), ("GPU", gpus), ("versions", shown), ("commit", str(found.get("commit", ""))))
+    return tuple((k, v) for k, v in rows if v)
+
+
+def masthead(inputs: Inputs) -> tuple[tuple[str, str], ...]:
+    """The masthead's facts: candidate, baseline, model, GPU, date, run ids."""
+    rows: list[tuple[str, str]] = []
+    backends = sorted({r.backend for record in inputs.kernels for r in record.results})
+    rows += [("kernel candidate", ", ".join(backends))] if backends else []
+    for name in ("candidate", "baseline"):
+        legs = [leg for p in inputs.pairs if (leg := getattr(p, name)) is not None]
+        kinds = sorted(
+            {leg.leg.identity.get("moe_backend") or leg.leg.identity.get("moe_runner_backend") or "unknown backend" for leg in legs}
+        )
+        rows += [(name, ", ".join(kinds))] if legs else []
+    legs = [leg for p in inputs.pairs for leg in (p.baseline, p.candidate) if leg is not None]
+    model = sorted({m for leg in legs for m in [leg.leg.identity.get("model", "")] if m})
+    runs = [record.run for record in inputs.kernels]
+    provenances = [r.provenance for r in runs] + [leg.run.provenance for leg in legs]
+    gpus = sorted({str(g.get("name")) for p in provenances for g in p.get("gpus", []) if isinstance(g, dict)})
+    dates = sorted({d[:10] for d in [*(r.created for r in runs), *(leg.run.created for leg in legs)]})
+    rows += [("model", ", ".join(model))] if model else []
+    rows += [("GPU", ", ".join(gpus) or "none on the recording machine")]
+    rows += [("date", " to ".join(dict.fromkeys((dates[0], dates[-1]))))] if dates else []
+    rows += [("runs", ", ".join([*(r.id for r in runs), *(leg.run.id for leg in legs)]))]
+    return tuple(rows)

@@ -1,0 +1,99 @@
+"""What a report is made of: kernel records, pairs of eval runs with their verdicts, a fault matrix. Plain data, already read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mxfp4_validate.records.evals import EvalRun
+from mxfp4_validate.records.store import Result, Run
+from mxfp4_validate.verdicts import Leg, Overall, Verdict
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file something was read from: its name (never its folder, which belongs to a machine) and the sha256 of its bytes."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """One run of the kernel suite. `expected` is backend -> family -> how many items a whole run has, empty for a selected one."""
+
+    source: Source
+    run: Run
+    results: tuple[Result, ...]
+    expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One sample as a report shows it; `head` and `tail` are cut from the raw answer, `length` is all of it in characters."""
+
+    question_id: str
+    repeat: int
+    state: str
+    correct: bool
+    answer: str | None
+    rule: str
+    tokens: int | None
+    head: str = ""
+    tail: str = ""
+    length: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class EvalLeg:
+    """One eval run; `answers` in the order of the plan; `attempts` counts requests by outcome; `golds` by question."""
+
+    source: Source
+    run: EvalRun
+    leg: Leg
+    answers: tuple[AnswerRow, ...]
+    golds: Mapping[str, str]
+    attempts: Mapping[str, int]
+    events: tuple[tuple[str, str, str], ...]
+
+    @property
+    def cap(self) -> int | None:
+        """The token cap every answer was asked with."""
+        value = self.run.fingerprint.get("max_tokens", "")
+        return int(value) if value.isdigit() else None
+
+
+@dataclass(frozen=True)
+class EvalPair:
+    """Two runs of one eval and what came of comparing them. `refused` says why there is no verdict; a lone run has no candidate."""
+
+    suite: str
+    baseline: EvalLeg
+    candidate: EvalLeg | None
+    verdict: Verdict | None
+    refused: str = ""
+    incomplete: bool = False
+
+
+@dataclass(frozen=True)
+class FaultMatrix:
+    """A measured run of the deliberate faults: fault -> (what it is, checks that caught it)."""
+
+    source: Source
+    backend: str
+    checks: tuple[str, ...]
+    rows: Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything one report shows."""
+
+    version: str
+    kernels: Sequence[KernelRecord] = ()
+    pairs: Sequence[EvalPair] = ()
+    overall: Overall | None = None
+    faults: FaultMatrix | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
