@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from mxfp4_validate.catalogue import CHECKS
-from mxfp4_validate.faults import CATCHERS, Fault
+from mxfp4_validate.faults import CATCHERS, FAULTS, Fault
 from mxfp4_validate.worker.parent import Worker
 
 BACKEND = "emulate:sm90-cutlass"
@@ -41,3 +43,13 @@ def render(rows: dict[str, set[str]]) -> list[str]:
         "checks: " + ", ".join(f"{i + 1} {n}" for i, n in enumerate(names)),
     ]
     return head + [f"{label:{width}}  " + " ".join(" x" if name in caught else " ." for name in names) for label, caught in rows.items()]
+
+
+def to_json(rows: dict[str, set[str]]) -> str:
+    """The matrix as measured, for `report --faults`: the backend, the checks, and of each fault what it is and what caught it."""
+    what = {f"{fault.number}-{fault.name}": fault.what for fault in FAULTS}
+    names = [name for name, _ in CATCHERS]
+    faults = {
+        label: {"what": what.get(label, ""), "caught_by": [n for n in names if n in caught]} for label, caught in sorted(rows.items())
+    }
+    return json.dumps({"backend": BACKEND, "checks": names, "faults": faults}, indent=1) + "\n"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mxfp4_validate.catalogue import Item
-from mxfp4_validate.fault_bench import BACKEND, FaultBench, render
+from mxfp4_validate.fault_bench import BACKEND, FaultBench, render, to_json
 from mxfp4_validate.records.store import Result
 from mxfp4_validate.session import ATTRIBUTE, Run, failure, properties
 from mxfp4_validate.worker.parent import Worker
@@ -45,7 +46,7 @@ def fault_row(record_property: Callable[[str, object], None]) -> Callable[[str, 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The fault matrix, if faults ran."""
     rows = {
-        label: set(failed.split(","))
+        label: set(filter(None, failed.split(",")))
         for reports in terminalreporter.stats.values()
         for report in reports
         for key, value in getattr(report, "user_properties", ())
@@ -56,6 +57,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("fault matrix")
         for line in render(dict(sorted(rows.items(), key=lambda row: (int(row[0].split("-")[0][1:]), row[0])))):
             terminalreporter.line(line)
+        if terminalreporter.config.option.fault_matrix:
+            Path(terminalreporter.config.option.fault_matrix).write_text(to_json(rows), encoding="utf-8")
 
 
 @dataclass
@@ -75,14 +78,14 @@ class CheckItem:
             answer = replace(answer, outcome="failed", message=f"backend {self.spec} unavailable: {answer.message} (--require-hardware)")
         elif answer.outcome == "passed":
             check = self.item.check
-            answer = pool.worker(self.spec).check(check.name, check.target, self.item.case.case_id, check.deadline_s)
+            answer = pool.worker(self.spec).check(check.name, check.target, self.item.case.case_id, check.deadline_s, run.selection.source.options())
         result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
         self.node.stash[RESULT] = result
         self.node.user_properties.extend(properties(result))
         if answer.outcome == "unavailable":
             pytest.skip(f"backend {self.spec} unavailable: {result.message}")
         if answer.outcome != "passed":
-            pytest.fail(failure(self.item, result, config.option.mxfp4_fault), pytrace=False)
+            pytest.fail(failure(self.item, result, config.option.mxfp4_fault, run.selection.source.arguments()), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

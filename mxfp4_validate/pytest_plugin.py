@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
     group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
     group.addoption("--record", metavar="DIR", help="write results to DIR/RUN-ID.sqlite; spell it --record=DIR")
+    group.addoption("--fault-matrix", metavar="FILE", help="write which check caught which deliberate fault, for `report --faults FILE`")
     group.addoption("--deadline-scale", type=float, default=1.0, metavar="F", help="multiply every deadline by F")
     # Hidden: for the CLI, the faults suite and our own tests.
     hidden = {"--fault": None, "--catalogue": DEFAULT_CATALOGUE, "--manifest": None}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isnan, log2
+from math import ceil, isnan
 
 from mxfp4_validate.reporting.gates import change_text, signed, title
 from mxfp4_validate.reporting.inputs import AnswerRow, EvalLeg, EvalPair
+from mxfp4_validate.reporting.lengths_view import Lengths, lengths
 from mxfp4_validate.states import ANSWERED, MODEL_STATES, TRUNCATED
 from mxfp4_validate.statistics.distributions import one_sided_z
 
@@ -23,7 +24,6 @@ GRADES = (
 #: Questions a grid shows at most; beyond it those that changed come first, then those not always right.
 GRID_ROWS = 240
 CHANGED_SHOWN = 60
-_BINS = 28
 
 
 def grade_of(row: AnswerRow) -> str:
@@ -70,19 +70,6 @@ class Segment:
     count: int
     x: float
     width: float
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Completion tokens of both legs as shares by bin; `cap` is where the cap stands, None if unknown. x runs over 0..1."""
-
-    edges: tuple[int, ...]
-    baseline: tuple[float, ...]
-    candidate: tuple[float, ...]
-    top: float
-    cap: int | None
-    cap_x: float | None
-    medians: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -140,7 +127,7 @@ def eval_view(pair: EvalPair, at: int) -> EvalView:
         unchanged=sum(value == 0 for value in changes.values()),
         grid=_grid(by_question, changes, max(leg.run.repeats for leg in legs)),
         bars=bars,
-        lengths=_lengths(legs),
+        lengths=lengths(legs),
         changed=changed[:CHANGED_SHOWN],
         changed_total=len(changed),
         scores=tuple(_scores(legs)),
@@ -216,27 +203,6 @@ def _segments(leg: EvalLeg) -> tuple[Segment, ...]:
             found.append(Segment(kind, counts[kind], round(x, 2), round(width, 2)))
         x += width
     return tuple(found)
-
-
-def _lengths(legs: Sequence[EvalLeg]) -> Lengths | None:
-    """Completion tokens in bins whose edges grow by a constant factor."""
-    tokens = [sorted(row.tokens for row in leg.answers if row.tokens) for leg in legs]
-    if not all(tokens):
-        return None
-    caps = {leg.cap for leg in legs}
-    cap = caps.pop() if len(caps) == 1 else None
-    low, high = log2(min(t[0] for t in tokens)), log2(max(*(t[-1] for t in tokens), cap or 1)) + 1e-9
-    step = max(high - low, 1.0) / _BINS
-    counts = [[0] * _BINS for _ in tokens]
-    for row, values in zip(counts, tokens, strict=True):
-        for value in values:
-            row[min(_BINS - 1, int((log2(value) - low) / step))] += 1
-    shares = [tuple(round(c / len(values), 4) for c in row) for row, values in zip(counts, tokens, strict=True)]
-    edges = tuple(round(2 ** (low + i * step)) for i in range(_BINS + 1))
-    cap_x = round((log2(cap) - low) / (step * _BINS), 4) if cap and log2(cap) <= high else None
-    middle = [float(values[len(values) // 2]) for values in tokens]
-    second = shares[1] if len(shares) > 1 else ()
-    return Lengths(edges, shares[0], second, max(max(row) for row in shares), cap, cap_x, (middle[0], middle[-1]))
 
 
 def _changed(pair: EvalPair, by_question: Sequence[Mapping[str, Sequence[AnswerRow]]], changes: Mapping[str, float]) -> tuple[Changed, ...]:

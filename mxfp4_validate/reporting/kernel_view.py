@@ -215,12 +215,14 @@ def _strips(results: Sequence[Result]) -> tuple[Strip, ...]:
             r.check,
             r.case_id,
             r.outcome,
-            tuple(
-                (name.replace("_", " "), str(r.metrics[name]) if not isinstance(r.metrics[name], int | float) else number(r.metrics[name]))
-                for name in shown
-                if name in r.metrics
-            ),
+            tuple((name.replace("_", " "), _fact(r.metrics[name])) for name in shown if name in r.metrics),
         )
         for r in results
         if r.family == "determinism"
     )
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) else str(value)

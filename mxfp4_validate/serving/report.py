@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import sys
 from collections import Counter
@@ -166,7 +167,8 @@ def read_faults(path: Path) -> FaultMatrix:
     try:
         data = path.read_bytes()
         found = json.loads(data)
-        rows = {str(name): (str(row["what"]), tuple(map(str, row["caught_by"]))) for name, row in found["faults"].items()}
+        named = sorted(found["faults"].items(), key=lambda item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item[0])])
+        rows = {str(name): (str(row["what"]), tuple(map(str, row["caught_by"]))) for name, row in named}
         digest = hashlib.sha256(data).hexdigest()
         return FaultMatrix(Source(path.name, digest), str(found["backend"]), tuple(map(str, found["checks"])), rows)
     except OSError as error:
