@@ -6,10 +6,10 @@ the metrics it measured and raises `CheckFailed` when bits are wrong. `items` tu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mxfp4_validate.cases import SHAPES, TOKEN_COUNTS, MoeCase, Routing
+from mxfp4_validate.cases import SHAPES, TOKEN_COUNTS, MoeCase, MoeShape, Routing
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Check:
     """One thing that is asserted. `target` is `module:function` under `mxfp4_validate.checks`."""
 
     name: str
-    family: str  # layout | probe | random | determinism | metamorphic | parallel | poison
+    family: str  # one of FAMILIES
     proves: str
     target: str
     cpu_cases: tuple[MoeCase, ...]
@@ -37,7 +37,7 @@ class Item:
         return f"{self.check.name}-{self.case.case_id}"
 
 
-FAMILIES = ("layout", "probe", "random", "determinism", "metamorphic", "parallel", "poison")
+FAMILIES = ("layout", "probe", "random", "determinism", "metamorphic", "parallel", "poison", "checkpoint")
 
 
 def _cases(*names: str, tokens: tuple[int, ...], routing: Routing = Routing.RANDOM) -> tuple[MoeCase, ...]:
@@ -202,6 +202,28 @@ CHECKS: tuple[Check, ...] = (
         _cases("dsv4-mini", tokens=(3,)),
     ),
 )
+
+
+def checkpoint_checks(shapes: Sequence[MoeShape]) -> tuple[Check, ...]:
+    """The checks of `--checkpoint`, which take the place of `CHECKS`: the layers as shapes, small batches, a deadline for production sizes.
+
+    Reading back every byte of a production layer takes a CPU hours, so there only a GPU does it.
+    """
+    once = tuple(MoeCase(shape, 1) for shape in shapes)
+    small = tuple(case for case in once if not case.shape.production)
+    batches = tuple(MoeCase(shape, m) for shape in shapes for m in (1, 16, 65))
+
+    def check(name: str, proves: str, target: str, cpu: tuple[MoeCase, ...], cuda: tuple[MoeCase, ...]) -> Check:
+        return Check(f"checkpoint-{name}", "checkpoint", proves, target, cpu, cuda, 600.0)
+
+    return (
+        check("bytes", "prepared bytes of real weights are the bijection of the file's", "layout:round_trip", once, once),
+        check("readout-fc1", "the kernel's view of every real w13 code and scale byte", "readout:fc1", small, once),
+        check("readout-fc2", "the kernel's view of every real w2 code and scale byte", "readout:fc2", small, once),
+        check("probe-b1", "real fc1 gives the certified bits", "checkpoint:probe_b1", batches, batches),
+        check("probe-b2", "real fc2 gives the certified bits", "checkpoint:probe_b2", batches, batches),
+        check("twin", "outputs of real weights equal the ordered twin's bits or are explained", "random:twin", batches, batches),
+    )
 
 
 def items(device: str, checks: Iterable[Check] = CHECKS) -> list[Item]:

@@ -78,7 +78,9 @@ class CheckItem:
             answer = replace(answer, outcome="failed", message=f"backend {self.spec} unavailable: {answer.message} (--require-hardware)")
         elif answer.outcome == "passed":
             check = self.item.check
-            answer = pool.worker(self.spec).check(check.name, check.target, self.item.case.case_id, check.deadline_s, run.selection.source.options())
+            answer = pool.worker(self.spec).check(
+                check.name, check.target, self.item.case.case_id, check.deadline_s, run.selection.source.options()
+            )
         result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
         self.node.stash[RESULT] = result
         self.node.user_properties.extend(properties(result))

@@ -29,7 +29,7 @@ from mxfp4_validate.selection import (
     DEFAULT_CATALOGUE,
     SUITES,
     Selection,
-    load_checks,
+    Source,
     marker_names,
     reaches_suites,
     split_specs,
@@ -64,6 +64,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--case", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'")
     group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
+    group.addoption("--checkpoint", metavar="DIR", help="test this checkpoint's own weights instead; spell it --checkpoint=DIR")
+    group.addoption("--layers", metavar="N,N", help="layers of --checkpoint (default 0)")
     group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
     group.addoption("--record", metavar="DIR", help="write results to DIR/RUN-ID.sqlite; spell it --record=DIR")
     group.addoption("--fault-matrix", metavar="FILE", help="write which check caught which deliberate fault, for `report --faults FILE`")
@@ -131,12 +133,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _build_run(config: pytest.Config) -> Run:
     options = config.option
-    checks = load_checks(options.mxfp4_catalogue)
+    source = Source(options.mxfp4_catalogue, options.checkpoint, options.layers)
+    checks = source.checks()
     sent = getattr(config, "workerinput", {}).get("mxfp4_devices")
     devices = json.loads(sent) if sent else {spec: registry.device_of(spec) for spec in split_specs(options.backend)}
     settings = {"backends": devices, "markers": options.markexpr, "keywords": options.keyword, "fault": options.mxfp4_fault}
     settings |= {name: getattr(options, name) for name in ("case", "check", "require_hardware", "deadline_scale")}
-    selection = Selection.build(devices, checks, options.case, options.check)
+    settings |= source.settings()
+    selection = Selection.build(devices, checks, options.case, options.check, source)
     return Run(selection, Path(options.record) if options.record else None, settings)
 
 

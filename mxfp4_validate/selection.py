@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mxfp4_validate import catalogue
 from mxfp4_validate.catalogue import Check, Item
+from mxfp4_validate.checkpoints.config import parse_layers, read_config
 from mxfp4_validate.errors import UsageError
 
 DEFAULT_BACKEND = "sm90-cutlass"
@@ -43,6 +44,36 @@ def plan(checks: Sequence[Check], device: str) -> list[Item]:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a run's checks come from: a catalogue's name, or a checkpoint's layers, which then stand in the catalogue's place."""
+
+    catalogue: str = DEFAULT_CATALOGUE
+    checkpoint: str | None = None
+    layers: str | None = None
+
+    def checks(self) -> tuple[Check, ...]:
+        """`UsageError` for layers without a checkpoint, `CheckpointError` for a checkpoint that cannot be read."""
+        if self.checkpoint is None:
+            if self.layers is not None:
+                raise UsageError(f"--layers {self.layers!r} names layers of a checkpoint; add --checkpoint=DIR")
+            return load_checks(self.catalogue)
+        config = read_config(Path(self.checkpoint))
+        return catalogue.checkpoint_checks([config.shape(layer) for layer in parse_layers(self.layers or "0", config)])
+
+    def options(self) -> dict[str, object]:
+        """What a check is told with every request."""
+        return {} if self.checkpoint is None else {"checkpoint": str(Path(self.checkpoint).resolve())}
+
+    def settings(self) -> dict[str, object]:
+        """What the record keeps: the folder's name, since its path is nobody's business."""
+        return {} if self.checkpoint is None else {"checkpoint": Path(self.checkpoint).resolve().name, "layers": self.layers or "0"}
+
+    def arguments(self) -> list[str]:
+        """The same on a command line."""
+        return [] if self.checkpoint is None else [f"--checkpoint={self.checkpoint}", f"--layers={self.layers or '0'}"]
+
+
+@dataclass(frozen=True)
 class Selection:
     """Backends (spec to device), their items, and the globs on case and check."""
 
@@ -51,11 +82,14 @@ class Selection:
     case: str | None
     check: str | None
     checks: Sequence[Check]
+    source: Source = field(default_factory=Source)
 
     @classmethod
-    def build(cls, devices: Mapping[str, str], checks: Sequence[Check], case: str | None, check: str | None) -> Selection:
+    def build(
+        cls, devices: Mapping[str, str], checks: Sequence[Check], case: str | None, check: str | None, source: Source | None = None
+    ) -> Selection:
         """Plans every backend; `UsageError` if a glob keeps nothing, naming what is near."""
-        chosen = cls(devices, {spec: plan(checks, device) for spec, device in devices.items()}, case, check, checks)
+        chosen = cls(devices, {spec: plan(checks, device) for spec, device in devices.items()}, case, check, checks, source or Source())
         everything = [item for items in chosen.planned.values() for item in items]
         if everything and not any(chosen.keeps(item) for item in everything):
             raise UsageError(chosen._nothing(everything))

@@ -21,7 +21,7 @@ from mxfp4_validate.worker.protocol import Answer
 #: Where a result travels on a report, as JSON: what xdist carries to the controller.
 ATTRIBUTE = "mxfp4_result"
 #: Families that one suite's file holds: whoever collects one of a file's families has to find them all.
-_FILES = (("layout",), tuple(family for family in FAMILIES if family != "layout"))
+_FILES = (("layout",), ("checkpoint",), tuple(family for family in FAMILIES if family not in ("layout", "checkpoint")))
 
 
 @dataclass
@@ -195,11 +195,11 @@ def properties(result: Result) -> list[tuple[str, object]]:
     return [*fixed.items(), *((name, value) for name, value in scalars.items() if name not in fixed)]
 
 
-def failure(item: Item, result: Result, fault: str | None = None) -> str:
+def failure(item: Item, result: Result, fault: str | None = None, options: Sequence[str] = ()) -> str:
     """The text of a failed item: what, how to repeat it, on what, and then the check's own words."""
     case, shape = item.case, item.case.shape
     repro = ["mxfp4-validate", "kernel", "--backend", result.backend]
-    repro += ["--case", case.case_id, "--check", item.check.name, *(["--fault", fault] if fault else [])]
+    repro += ["--case", case.case_id, "--check", item.check.name, *(["--fault", fault] if fault else []), *options]
     tactic = f", tactic {result.metrics['tactic']}" if "tactic" in result.metrics else ""
     return "\n".join(
         (

@@ -1,1 +1,1 @@
-"""Named tensors -> canonical `MoeWeights`; for now the synthetic ones."""
+"""Named tensors -> canonical `MoeWeights`: of a checkpoint's files, and synthetic ones."""

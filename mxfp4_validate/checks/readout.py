@@ -17,7 +17,7 @@ from mxfp4_validate.cases import Activation, MoeCase
 from mxfp4_validate.checks.calls import call
 from mxfp4_validate.checks.context import Context
 from mxfp4_validate.comparison.bits import require_equal
-from mxfp4_validate.formats import e2m1, mxfp4
+from mxfp4_validate.formats import e2m1, e8m0, mxfp4
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
 #: alpha 0 makes the sigmoid 1/2; a bias of 64 drives one half to the limit 2, so the activation is the other half, unchanged.
@@ -35,22 +35,23 @@ class Readout:
     x: Tensor
     view: str  # "up", "gate" or "w2"
     scale_of_x: float
+    first: int = 0  # the first unit that is read; where I > H, one variant has room for H units only
 
-    def expected(self, expert: int) -> Tensor:
+    def expected(self, expert: int, meaning: e8m0.Meaning) -> Tensor:
         w, half = self.weights, self.weights.intermediate_size
         if self.view == "w2":
-            return mxfp4.dequantise(w.w2[expert], w.w2_scale[expert], dtype=torch.float32).t()
+            return mxfp4.dequantise(w.w2[expert], w.w2_scale[expert], meaning, torch.float32)[:, self.first : self.first + len(self.x)].t()
         rows = slice(half, None) if self.view == "up" else slice(0, half)
-        matrix = mxfp4.dequantise(w.w13[expert, rows], w.w13_scale[expert, rows], dtype=torch.float32)
-        unit = torch.arange(w.hidden_size, device=matrix.device) % half
+        matrix = mxfp4.dequantise(w.w13[expert, rows], w.w13_scale[expert, rows], meaning, torch.float32)
+        unit = (self.first + torch.arange(w.hidden_size, device=matrix.device)) % half
         return matrix[unit].t() * self.scale_of_x
 
 
-def _unit_w2(w: MoeWeights) -> tuple[Tensor, Tensor]:
-    """fc2 whose output row o is unit o mod I, unscaled."""
+def _unit_w2(w: MoeWeights, first: int) -> tuple[Tensor, Tensor]:
+    """fc2 whose output row o is unit (first + o) mod I, unscaled."""
     E, H, I = w.num_experts, w.hidden_size, w.intermediate_size  # noqa: E741
     dense = torch.zeros(H, I, dtype=torch.uint8, device=w.w2.device)
-    dense[torch.arange(H), torch.arange(H) % I] = 2
+    dense[torch.arange(H), (first + torch.arange(H)) % I] = 2
     return e2m1.pack(dense).expand(E, H, I // 2).contiguous(), torch.full_like(w.w2_scale, 127)
 
 
@@ -63,33 +64,38 @@ def _drive(w: MoeWeights, half: str) -> Tensor:
 
 
 def _fc1(w: MoeWeights, what: str, codes: Tensor) -> Iterator[Readout]:
-    w2, w2_scale = _unit_w2(w)
     # |u| = 6 * 2^(s - 127) * x stays within the limit 2 for the largest scale in the layer.
     size = 2.0 ** (127 - int(w.w13_scale.max()) - 2)
     x = torch.eye(w.hidden_size, dtype=torch.bfloat16, device=w.w2.device) * size
-    for half in ("up", "gate"):
-        variant = MoeWeights(codes, w.w13_scale, w2, w2_scale, _drive(w, half), None)
-        yield Readout(f"fc1 {half} {what}", variant, x, half, size)
+    for first in range(0, w.intermediate_size, w.hidden_size):
+        w2, w2_scale = _unit_w2(w, first)
+        for half in ("up", "gate"):
+            variant = MoeWeights(codes, w.w13_scale, w2, w2_scale, _drive(w, half), None)
+            yield Readout(f"fc1 {half} {what}", variant, x, half, size, first)
 
 
 def _fc2(w: MoeWeights, what: str, codes: Tensor) -> Iterator[Readout]:
     E, H, I = w.num_experts, w.hidden_size, w.intermediate_size  # noqa: E741
-    up = torch.zeros(I, H, dtype=torch.uint8, device=w.w2.device)
-    up[torch.arange(I), torch.arange(I)] = 2
-    w13 = torch.cat((torch.zeros_like(up), up))
-    packed = e2m1.pack(w13).expand(E, 2 * I, H // 2).contiguous()
-    variant = MoeWeights(packed, torch.full_like(w.w13_scale, 127), codes, w.w2_scale, _drive(w, "up"), None)
-    yield Readout(f"fc2 {what}", variant, torch.eye(I, H, dtype=torch.bfloat16, device=w.w2.device), "w2", 1.0)
+    for first in range(0, I, H):
+        count = min(H, I - first)
+        up = torch.zeros(I, H, dtype=torch.uint8, device=w.w2.device)
+        up[first + torch.arange(count), torch.arange(count)] = 2
+        w13 = torch.cat((torch.zeros_like(up), up))
+        packed = e2m1.pack(w13).expand(E, 2 * I, H // 2).contiguous()
+        variant = MoeWeights(packed, torch.full_like(w.w13_scale, 127), codes, w.w2_scale, _drive(w, "up"), None)
+        yield Readout(f"fc2 {what}", variant, torch.eye(count, H, dtype=torch.bfloat16, device=w.w2.device), "w2", 1.0, first)
 
 
 def _read(ctx: Context, readout: Readout) -> int:
     """Run one variant over all experts; returns the number of values compared. Raises `CheckFailed` at the first wrong expert."""
     prepared = ctx.backend.prepare(readout.weights)
-    tokens, values = readout.x.shape[0], 0
+    tokens, values, meaning = readout.x.shape[0], 0, ctx.backend.rounding().e8m0
     for expert in range(readout.weights.num_experts):
         ids = torch.full((tokens, 1), expert, dtype=torch.int32, device=readout.x.device)
         out = call(ctx, prepared, MoeInputs(readout.x, ids, torch.ones_like(ids, dtype=torch.float32)), READ)
-        require_equal(out.float(), readout.expected(expert), f"readout of {readout.name}, expert {expert} ([input channel, output row])")
+        require_equal(
+            out.float(), readout.expected(expert, meaning), f"readout of {readout.name}, expert {expert} ([input channel, output row])"
+        )
         values += out.numel()
     return values
 

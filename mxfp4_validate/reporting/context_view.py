@@ -192,6 +192,8 @@ def _kernel_command(record: KernelRecord) -> Command:
         ("--backend", ",".join(s.get("backends", ()))),
         ("--case", s.get("case")),
         ("--check", s.get("check")),
+        ("--checkpoint", s.get("checkpoint")),
+        ("--layers", s.get("layers")),
         ("-k", s.get("keywords")),
     ):
         line += [option, str(value)] if value else []

@@ -123,14 +123,14 @@ def _case(result: Result) -> MoeCase | None:
 def _over_bits(result: Result) -> float | None:
     """Share of differing bits over the share that may differ; over the line with any bit that nothing explains."""
     equal, unexplained = _metric(result, "bit_equal"), _metric(result, "unexplained")
-    if result.check != "twin" or equal is None:
+    if not result.check.endswith("twin") or equal is None:
         return None
     return inf if unexplained or result.outcome != "passed" else (1 - equal) / (1 - BIT_EQUAL_SHARE.value)
 
 
 def _over_exact(result: Result) -> float | None:
     error = _metric(result, "exact_relative_l2")
-    return None if result.check != "twin" or error is None else error / EXACT_RELATIVE_L2.value
+    return None if not result.check.endswith("twin") or error is None else error / EXACT_RELATIVE_L2.value
 
 
 def _maps(record: KernelRecord, backend: str) -> list[HeatMap]:

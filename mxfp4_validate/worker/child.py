@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import queue
@@ -13,10 +14,12 @@ import threading
 import time
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mxfp4_validate.backends import registry
 from mxfp4_validate.cases import MoeCase
+from mxfp4_validate.checkpoints.config import ModelConfig, parse_case, read_config
 from mxfp4_validate.errors import CheckFailed, MxfpError
 from mxfp4_validate.worker.protocol import Answer, Request, jsonable
 
@@ -62,11 +65,23 @@ class Bench:
         module, _, name = request.target.partition(":")
         function = getattr(import_module(module if "." in module else f"mxfp4_validate.checks.{module}"), name)
         context = self.context(request)
-        metrics = function(context, MoeCase.parse(request.case_id))
+        metrics = function(context, _case(request))
         if not isinstance(metrics, dict):
             raise MxfpError(f"check {request.check} returned {type(metrics).__name__} instead of its metrics")
         _synchronize(str(context.backend.device))
         return Answer("passed", metrics=jsonable(metrics))
+
+
+def _case(request: Request) -> MoeCase:
+    """The case a request names, whose shape is the catalogue's or that of a checkpoint's layer."""
+    folder = request.options.get("checkpoint")
+    return MoeCase.parse(request.case_id) if folder is None else parse_case(request.case_id, _config(str(folder)))
+
+
+@functools.cache
+def _config(folder: str) -> ModelConfig:
+    """A checkpoint's configuration; cached, since a production model's headers take a second to read."""
+    return read_config(Path(folder))
 
 
 def _availability(backend: Any) -> Answer:
