@@ -52,13 +52,13 @@ class EvalSpec:
     """One eval.
 
     Attributes:
-        name: `gsm8k`, `gpqa_diamond`, `aime25`; also the folder's name.
+        name: `gsm8k`, `gpqa_diamond`, `aime25`, `arith`; also the folder's name.
         grader: `gsm8k`, `gpqa` or `aime25`: which grading rules apply.
         questions: how many there must be.
         sha256: of the canonical question set, or "" where its text is gated and cannot be pinned here.
         repeats: samples a question in a fixed plan; looks: complete repeat blocks after which an adaptive plan may decide.
         margin: largest loss, as a fraction, that is still called no loss.
-        source: where the questions come from (`hub`, `config`, `split`, `revision`, `package`).
+        source: where the questions come from (`hub`, `config`, `split`, `revision`; `package`; or `generator` and `seed`).
     """
 
     name: str

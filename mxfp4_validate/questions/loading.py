@@ -10,7 +10,7 @@ from mxfp4_validate.evalspec import EvalSpec
 from mxfp4_validate.questions.base import Question, QuestionSet
 from mxfp4_validate.questions.canonical import ANSWER, TEXT, column, question
 from mxfp4_validate.questions.files import Row, rows
-from mxfp4_validate.questions.sources import from_hub, from_package, ways
+from mxfp4_validate.questions.sources import from_hub, from_package, generated, ways
 
 
 def load(
@@ -65,6 +65,8 @@ def _rows(spec: EvalSpec, path: Path | None, package: str | None, revision: str)
     commit = ""
     if path is not None:
         found, origin = rows(Path(path)), str(path)
+    elif "generator" in spec.source:
+        found, origin = generated(spec), f"{spec.source['generator']}, seed {spec.source['seed']}"
     elif package:
         found, release = from_package(spec, package)
         origin = f"{package} {release}"

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mxfp4_validate.errors import UsageError
 from mxfp4_validate.evalspec import EvalSpec
+from mxfp4_validate.questions import arith
 from mxfp4_validate.questions.files import MOST, Row, text_rows
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,6 +40,12 @@ def from_package(spec: EvalSpec, package: str) -> tuple[list[Row], str]:
     except (PackageNotFoundError, ImportError, OSError) as error:
         raise UsageError(f"{spec.name}: no questions in package {package!r}: {error}; {ways(spec)}") from error
     return text_rows(data, f"{package}:{source['file']}", ".jsonl"), release
+
+
+def generated(spec: EvalSpec) -> list[Row]:
+    """The rows of a set that is made from a seed, here and now."""
+    found = arith.questions(spec.questions, int(spec.source["seed"]))
+    return [(f"{spec.name}: problem {n}", {"question": p.question, "answer": str(p.answer)}) for n, p in enumerate(found, 1)]
 
 
 def from_hub(spec: EvalSpec, revision: str) -> list[Row]:

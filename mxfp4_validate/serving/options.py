@@ -18,7 +18,7 @@ SAMPLING = tuple(field.name for field in fields(Sampling))
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """Everything `eval` takes."""
-    parser.add_argument("eval", help="gsm8k, gpqa_diamond, aime25")
+    parser.add_argument("eval", help="gsm8k, gpqa_diamond, aime25, arith")
     parser.add_argument(
         "--base-url",
         action="append",
