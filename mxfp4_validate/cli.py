@@ -18,6 +18,7 @@ from typing import Any
 
 from mxfp4_validate import __version__, catalogue, manifest, provenance
 from mxfp4_validate import cli_serving as serving
+from mxfp4_validate import cli_tiny as tiny
 from mxfp4_validate.backends import registry
 from mxfp4_validate.cli_checkpoint import add_checkpoint
 from mxfp4_validate.errors import InvalidRun, MxfpError
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb is _doctor:
             sub.add_argument("--require-hardware", action="store_true", help="exit with 1 if the candidate cannot run here")
     serving.add_verbs(verbs)
+    tiny.add_verbs(verbs)
     add_checkpoint(verbs)
     return parser
 

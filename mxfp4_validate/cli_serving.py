@@ -19,7 +19,10 @@ _VERBS = {
     "export": "a run as JSON lines",
     "import": "a run of another tool as a run of ours",
     "report": "one HTML file of kernel records and eval runs, with a verdict",
+    "demo": "the whole instrument on an embedded model: no GPU, no network, no endpoint",
 }
+#: Verbs that have a module of their own in `serving`.
+_HOMES = {"report": "report", "demo": "demo"}
 
 
 def add_verbs(verbs: Any) -> None:
@@ -34,7 +37,7 @@ def add_verbs(verbs: Any) -> None:
 def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
     def verb(args: argparse.Namespace, _rest: list[str]) -> int:
         module = importlib.import_module("mxfp4_validate.serving.verbs")
-        home = importlib.import_module("mxfp4_validate.serving.report") if name == "report" else module
+        home = importlib.import_module(f"mxfp4_validate.serving.{_HOMES.get(name, 'verbs')}")
         return int(module.run(getattr(home, f"{name}_verb"), args))
 
     return verb
@@ -69,6 +72,11 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-answers", action="store_true", help="leave the answers' texts out, for a report that is passed on")
     parser.add_argument("--exit-zero", action="store_true", help="exit with 0 whatever the verdict")
     _judging(parser)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("mxfp4-demo"), metavar="DIR", help="a new folder (%(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N of the 200 questions")
 
 
 def _regrade(parser: argparse.ArgumentParser) -> None:
@@ -111,4 +119,5 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "export": _export,
     "import": _import,
     "report": _report,
+    "demo": _demo,
 }

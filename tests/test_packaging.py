@@ -34,11 +34,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_every_module_is_in_the_wheel(installed: Path) -> None:
+def test_every_module_and_its_data_are_in_the_wheel(installed: Path) -> None:
     """A package missing from pyproject's list would go unnoticed beside an editable install, which serves it from the checkout."""
     for source, place in (("mxfp4_validate", "."), ("suites", "suites"), ("evals", "evals"), ("reports", "reports")):
-        wanted = {p.relative_to(ROOT / source) for p in (ROOT / source).rglob("*.py")}
-        there = {p.relative_to(installed / "mxfp4_validate" / place) for p in (installed / "mxfp4_validate" / place).rglob("*.py")}
+        kinds = (".py", ".toml", ".txt", ".j2", ".css", ".js", ".json", ".safetensors")
+        wanted = {p.relative_to(ROOT / source) for p in (ROOT / source).rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts}
+        wanted -= {
+            p for p in wanted if source == "reports" and p.parts[0] != "templates" and p.suffix != ".py"
+        }  # records stay in the repository
+        there = {p.relative_to(installed / "mxfp4_validate" / place) for p in (installed / "mxfp4_validate" / place).rglob("*")}
         assert wanted <= there, f"{source}: {sorted(map(str, wanted - there))} are not in the wheel; add their package in pyproject.toml"
 
 

@@ -152,7 +152,8 @@ def eval_gate(pair: EvalPair, at: int) -> Gate:
     limit = signed(-verdict.margin)
     reasons = tuple(verdict.reasons) if verdict.reasons else ()
     needs = verdict.needs or (reasons[0] if outcome == "INVALID" and reasons else "")
-    return Gate(name, "eval", outcome, measured, signed(verdict.lower), signed(verdict.upper), limit, needs, reasons, anchor)
+    bounds = ("", "") if isnan(verdict.estimate) else (signed(verdict.lower), signed(verdict.upper))
+    return Gate(name, "eval", outcome, measured, *bounds, limit, needs, reasons, anchor)
 
 
 def change_text(verdict: Verdict) -> str:

@@ -1,0 +1,62 @@
+"""The verb `serve` on the command line; the model and its libraries are imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mxfp4_validate.errors import UsageError
+
+CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parser to argparse's subparsers."""
+    about = "serve the tiny GPT-OSS with its experts on any backend, healthy or with a deliberate fault"
+    sub = verbs.add_parser("serve", help=about, description=about, allow_abbrev=False)
+    sub.set_defaults(verb=_serve)
+    sub.add_argument("what", choices=("tiny",), help="the only server there is")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    sub.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it (%(default)s)")
+    sub.add_argument(
+        "--backend", default="emulate:sm90-cutlass", metavar="NAME", help="a backend, 'reference', or pkg.mod:factory (%(default)s)"
+    )
+    sub.add_argument("--fault", metavar="NAME", help="break it on purpose; nothing the server answers names the fault")
+    sub.add_argument("--list-faults", action="store_true", help="print the faults and end")
+    sub.add_argument("--model", type=Path, default=CHECKPOINT, metavar="DIR", help="a GPT-OSS checkpoint (the one in the package)")
+    sub.add_argument("--served-model-name", default="tiny-gpt-oss", metavar="NAME", help="its name in /v1/models (%(default)s)")
+    sub.add_argument(
+        "--context-length", type=int, metavar="N", help="tokens of prompt and answer together (the checkpoint's, at most 1024)"
+    )
+    sub.add_argument("--max-running", type=int, default=32, metavar="N", help="requests computed together (%(default)s)")
+    sub.add_argument("--max-batch-tokens", type=int, default=4096, metavar="N", help="prompt tokens admitted a step (%(default)s)")
+    sub.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU, for torch (%(default)s)")
+    sub.add_argument(
+        "--dense", choices=("exact", "native"), default="exact", help="sums around the experts: float64, or torch's own bf16 (%(default)s)"
+    )
+
+
+def _serve(args: argparse.Namespace, _rest: list[str]) -> int:
+    for name in ("max_running", "max_batch_tokens", "context_length", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    try:
+        from mxfp4_validate.tiny import faults, server
+    except ImportError as error:
+        raise UsageError(f"the tiny server needs {error.name}; run: pip install 'mxfp4-validate[demo]'") from error
+    if args.list_faults:
+        for fault in faults.BY_NAME.values():
+            print(f"{fault.name:<24} {'emulate:*' if fault.kernel else 'any':<10} {fault.what}")
+        return 0
+    settings = server.Settings(
+        args.model,
+        args.backend,
+        args.fault,
+        args.served_model_name,
+        args.dense == "exact",
+        args.context_length,
+        args.max_running,
+        args.max_batch_tokens,
+    )
+    return server.serve(settings, args.host, args.port, args.threads)
