@@ -8,7 +8,7 @@ from typing import Any
 
 from mxfp4_validate.errors import UsageError
 
-CHECKPOINT = Path(__file__).parent / "tiny" / "checkpoint"
+CHECKPOINT = Path(__file__).resolve().parent / "tiny" / "checkpoint"
 
 
 def add_verbs(verbs: Any) -> None:

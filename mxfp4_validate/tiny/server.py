@@ -25,6 +25,7 @@ from mxfp4_validate.tiny.model import load
 from mxfp4_validate.tiny.text import Text
 from mxfp4_validate.tiny.weights import open_checkpoint
 
+PACKAGED = Path(__file__).resolve().parent / "checkpoint"
 LOG = logging.getLogger("mxfp4_validate.tiny")
 #: Largest request body: 512 prompts of 512 token ids are 2 MiB of JSON.
 MOST_BYTES = 16 << 20
@@ -65,7 +66,8 @@ class Server:
         self.endpoints = Endpoints(self.engine, text, Limits(context, model.vocab_size), self.name)
         # Nothing here may tell a faulty server from a healthy one: the fault's name goes to the log alone.
         self.info: dict[str, Any] = {
-            "model_path": str(settings.model),
+            # Our own checkpoint by its place in the package: the record of a demo is passed on, and where it is installed is nobody's business.
+            "model_path": "mxfp4_validate/tiny/checkpoint" if settings.model == PACKAGED else str(settings.model),
             "served_model_name": self.name,
             "version": __version__,
             "moe_runner_backend": model.backend.name,
