@@ -232,3 +232,15 @@ def test_the_examples_are_what_the_records_give() -> None:
 
     for name in example_reports.EXAMPLES:
         assert (ROOT / "reports" / "examples" / name).read_text(encoding="utf-8") == example_reports.render(name), name
+
+
+def test_two_comparisons_of_one_eval_have_two_names(tmp_path: Path) -> None:
+    """Gates, headings and sentences name the runs when the eval alone would not tell them apart."""
+    pair = evals(tmp_path, harmed)
+    inputs = gather([*pair, pair[0], make_eval(tmp_path / "third", "other", healthy)], CompareOptions())
+    judgement = judge(inputs)
+    names = {gate.name for gate in judgement.gates}
+    assert names == {"AIME25: cand against base", "AIME25: third against base"}
+    page = html5lib.parse(html.render(inputs, judgement))
+    headings = ["".join(h.itertext()) for h in page.iter(f"{{{SPACE['h']}}}h3")]
+    assert all(headings.count(name) == 2 for name in names), headings

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Report -> (the runs it is made of, fault matrix).
 EXAMPLES = {
     "h200.html": (("h200-flashinfer-0.6.11.post1.sqlite", "h200-flashinfer-0.6.18.post1.sqlite"), "faults-emulated.json"),
+    "demo.html": (("demo/kernel.sqlite", "demo/baseline", "demo/candidate", "demo/baseline", "demo/faulty"), "faults-emulated.json"),
 }
 
 

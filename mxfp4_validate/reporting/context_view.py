@@ -10,7 +10,7 @@ from math import isnan
 from typing import Any
 
 from mxfp4_validate.records.store import Result
-from mxfp4_validate.reporting.gates import eval_gate, title
+from mxfp4_validate.reporting.gates import eval_gate, names, title
 from mxfp4_validate.reporting.inputs import EvalLeg, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.states import MISSING_STATES
 
@@ -50,7 +50,7 @@ class Command:
     facts: tuple[tuple[str, str], ...]
 
 
-def compared(pair: EvalPair) -> Compared:
+def compared(pair: EvalPair, called: str) -> Compared:
     """Identity, fingerprint, settings and versions of both legs: what differs first, the rest for folding."""
     assert pair.candidate is not None
     baseline, candidate = _facts(pair.baseline), _facts(pair.candidate)
@@ -65,7 +65,7 @@ def compared(pair: EvalPair) -> Compared:
         rows.append(DifferenceRow(name, one, other, mark))
     reasons = tuple(pair.verdict.reasons) if pair.verdict and isnan(pair.verdict.estimate) else ((pair.refused,) if pair.refused else ())
     return Compared(
-        title(pair.suite),
+        called,
         tuple(r for r in rows if r.mark),
         tuple(r for r in rows if not r.mark),
         reasons,
@@ -86,9 +86,9 @@ def _facts(leg: EvalLeg) -> dict[str, str]:
 
 def _boots(baseline: EvalLeg, candidate: EvalLeg) -> str:
     one, other = ({str(b) for b in leg.leg.boots.flatten().tolist()} - {""} for leg in (baseline, candidate))
-    names = ", ".join(sorted(one)) or "unknown", ", ".join(sorted(other)) or "unknown"
+    ids = ", ".join(sorted(one)) or "unknown", ", ".join(sorted(other)) or "unknown"
     shared = "; some answered both legs" if one & other else ""
-    return f"Server boots: baseline {names[0]}; candidate {names[1]}{shared}."
+    return f"Server boots: baseline {ids[0]}; candidate {ids[1]}{shared}."
 
 
 #: The ladder: rung, what it shows, the checks and families that stand on it.
@@ -117,7 +117,7 @@ def ladder(inputs: Inputs) -> tuple[Rung, ...]:
         outcome = "FAIL" if failed else "PASS" if mine else "not tested"
         rungs.append(Rung(name, outcome, f"{what}: {failed} of {len(mine)} failed" if failed else f"{what}: {len(mine)} checks"))
     rungs.append(Rung("served log-probabilities", "not tested", "token-level comparison of two servers"))
-    gates = [eval_gate(pair, at) for at, pair in enumerate(inputs.pairs)]
+    gates = [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
     outcomes = [g.outcome for g in gates]
     whole = "not tested" if not gates else "FAIL" if "FAIL" in outcomes else "PASS" if set(outcomes) == {"PASS"} else "undecided"
     rungs.append(Rung("evals", whole, ", ".join(f"{g.name} {g.outcome}" for g in gates) or "no eval run was given"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isnan
 
-from mxfp4_validate.reporting.gates import change_text, signed, title
+from mxfp4_validate.reporting.gates import change_text, signed
 from mxfp4_validate.reporting.inputs import AnswerRow, EvalLeg, EvalPair
 from mxfp4_validate.reporting.lengths_view import Lengths, lengths
 from mxfp4_validate.states import ANSWERED, MODEL_STATES, TRUNCATED
@@ -21,8 +21,8 @@ GRADES = (
     ("cut", "cut off", "hit the token cap"),
     ("missing", "missing", "no outcome of the model: an error, a timeout, or never asked; not scored"),
 )
-#: Questions a grid shows at most; beyond it those that changed come first, then those not always right.
-GRID_ROWS = 240
+#: Questions a grid shows at most; beyond it those that changed come first, then those not always right. One or two repeats take little room.
+GRID_ROWS, COMPACT_ROWS = 240, 1500
 CHANGED_SHOWN = 60
 
 
@@ -59,9 +59,12 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
+    """`compact`: with one or two repeats only changed questions are named, and come first."""
+
     rows: tuple[GridRow, ...]
     hidden: int
     repeats: int
+    compact: bool
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class EvalView:
     detectable: str
 
 
-def eval_view(pair: EvalPair, at: int) -> EvalView:
+def eval_view(pair: EvalPair, at: int, named: str) -> EvalView:
+    """The view of the pair number `at`, which the report calls `named`."""
     legs = [leg for leg in (pair.baseline, pair.candidate) if leg is not None]
     by_question = [_by_question(leg) for leg in legs]
     if len(legs) == 1:
@@ -116,10 +120,12 @@ def eval_view(pair: EvalPair, at: int) -> EvalView:
     )
     changed = _changed(pair, by_question, changes)
     sentence = (
-        change_text(pair.verdict) if pair.verdict and not isnan(pair.verdict.estimate) else pair.refused or "One run alone is not judged."
+        change_text(pair.verdict, named)
+        if pair.verdict and not isnan(pair.verdict.estimate)
+        else pair.refused or "One run alone is not judged."
     )
     return EvalView(
-        title=title(pair.suite),
+        title=named,
         anchor=f"eval-{at}",
         pair=pair,
         sentence=sentence,
@@ -184,13 +190,15 @@ def _grid(by_question: Sequence[Mapping[str, Sequence[AnswerRow]]], changes: Map
         GridRow(q, grades(r), grades(candidate.get(q, ())) if candidate else (), signed(changes[q]) if changes.get(q) else "")
         for q, r in baseline.items()
     ]
-    if len(rows) <= GRID_ROWS:
-        return Grid(tuple(rows), 0, repeats)
+    compact = repeats <= 2
+    most = COMPACT_ROWS if compact else GRID_ROWS
+    if len(rows) <= most:
+        return Grid(tuple(sorted(rows, key=lambda row: not row.change) if compact else rows), 0, repeats, compact)
     # A large set: changed questions first, worst loss first, then those that are not always right, in the order of the set.
     place = {row.question_id: i for i, row in enumerate(rows)}
     spotless = {row.question_id for row in rows if set(row.baseline) | set(row.candidate) == {"right"}}
     rows.sort(key=lambda row: (row.question_id in spotless, not row.change, changes.get(row.question_id, 0.0), place[row.question_id]))
-    return Grid(tuple(rows[:GRID_ROWS]), len(rows) - GRID_ROWS, repeats)
+    return Grid(tuple(rows[:most]), len(rows) - most, repeats, compact)
 
 
 def _segments(leg: EvalLeg) -> tuple[Segment, ...]:

@@ -69,7 +69,7 @@ def judge(inputs: Inputs) -> Judgement:
     """Every gate of what was given, and the whole."""
     several = len(inputs.kernels) > 1
     gates = [gate for at, record in enumerate(inputs.kernels) for gate in kernel_gates(record, at, several)]
-    gates += [eval_gate(pair, at) for at, pair in enumerate(inputs.pairs)]
+    gates += [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
     gates.sort(key=lambda gate: ORDER.index(gate.outcome))
     outcome = gates[0].outcome if gates else "INCOMPLETE"
     outcome = _together(outcome, inputs.overall, gates)
@@ -139,9 +139,19 @@ def _floor(share: float) -> str:
     return f"{int(share * 1e5) / 1e3:.3f}"
 
 
-def eval_gate(pair: EvalPair, at: int) -> Gate:
-    """The gate of a comparison; of a lone run, or of one that cannot be compared, what is missing."""
-    name, anchor, verdict = title(pair.suite), f"eval-{at}", pair.verdict
+def names(pairs: Sequence[EvalPair]) -> list[str]:
+    """What each comparison is called: its eval, and its runs as well where an eval was compared more than once."""
+    suites = [pair.suite for pair in pairs]
+    found = []
+    for pair in pairs:
+        runs = f": {pair.candidate.source.name} against {pair.baseline.source.name}" if pair.candidate else f": {pair.baseline.source.name}"
+        found.append(title(pair.suite) + (runs if suites.count(pair.suite) > 1 else ""))
+    return [f"{name} ({at + 1})" if found.count(name) > 1 else name for at, name in enumerate(found)]
+
+
+def eval_gate(pair: EvalPair, at: int, name: str) -> Gate:
+    """The gate of the comparison number `at`; of a lone run, or of one that cannot be compared, what is missing."""
+    anchor, verdict = f"eval-{at}", pair.verdict
     if verdict is None:
         outcome = "INCOMPLETE" if pair.incomplete else "INVALID"
         if pair.candidate is None:
@@ -156,13 +166,13 @@ def eval_gate(pair: EvalPair, at: int) -> Gate:
     return Gate(name, "eval", outcome, measured, *bounds, limit, needs, reasons, anchor)
 
 
-def change_text(verdict: Verdict) -> str:
+def change_text(verdict: Verdict, name: str) -> str:
     """A verdict's difference as part of a sentence."""
     way = "lower" if verdict.estimate < 0 else "higher"
     size = f"{abs(100 * verdict.estimate):.1f} points {way}" if abs(verdict.estimate) >= 5e-4 else "unchanged"
     n = sum(verdict.baseline.states.values()) // max(1, verdict.baseline.repeats)
     return (
-        f"{title(verdict.suite)} is {size} on the same {n} questions, one-sided 95 % bounds {signed(verdict.lower)} to "
+        f"{name} is {size} on the same {n} questions, one-sided 95 % bounds {signed(verdict.lower)} to "
         f"{signed(verdict.upper)}, limit {signed(-verdict.margin)}."
     )
 
@@ -181,7 +191,8 @@ def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
         if bad
         else "INCONCLUSIVE: no failure survives the correction for several evals.",
     }
-    texts = {f"eval-{at}": change_text(p.verdict) for at, p in enumerate(inputs.pairs) if p.verdict and not isnan(p.verdict.estimate)}
+    named = enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))
+    texts = {f"eval-{at}": change_text(p.verdict, name) for at, (p, name) in named if p.verdict and not isnan(p.verdict.estimate)}
     told = [f"{g.name}: {g.measured}." for g in gates if g.wing == "kernel" and g.outcome == outcome][:1] if outcome != "PASS" else []
     told += [texts[g.anchor] for g in gates if g.outcome in (outcome, "FAIL") and g.anchor in texts][:1]
     if not told and outcome != "PASS":

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from mxfp4_validate.reporting import context_view
 from mxfp4_validate.reporting.clean import clean, script_json
 from mxfp4_validate.reporting.evals_view import GRADES, eval_view, grade_of
-from mxfp4_validate.reporting.gates import SYMBOLS, Judgement
+from mxfp4_validate.reporting.gates import SYMBOLS, Judgement, names
 from mxfp4_validate.reporting.history_view import history
 from mxfp4_validate.reporting.inputs import EvalLeg, Inputs, KernelRecord
 from mxfp4_validate.reporting.kernel_view import kernel_view
@@ -38,7 +38,8 @@ def environment() -> Environment:
 def render(inputs: Inputs, judgement: Judgement, answers: bool = True) -> str:
     """The whole page. `answers` says whether answers were read in; if not, the page says that they were left out."""
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
-    evals = [eval_view(pair, at) for at, pair in enumerate(inputs.pairs)]
+    called = names(inputs.pairs)
+    evals = [eval_view(pair, at, called[at]) for at, pair in enumerate(inputs.pairs)]
     kernels = [kernel_view(record, at) for at, record in enumerate(inputs.kernels)]
     series = history(inputs)
     page = environment().get_template("report.html.j2")
@@ -55,7 +56,7 @@ def render(inputs: Inputs, judgement: Judgement, answers: bool = True) -> str:
         script_hash=_hash(script),
         masthead=context_view.masthead(inputs),
         contents=_contents(bool(evals), bool(kernels), bool(series)),
-        compared=[context_view.compared(pair) for pair in inputs.pairs if pair.candidate is not None],
+        compared=[context_view.compared(pair, name) for pair, name in zip(inputs.pairs, called, strict=True) if pair.candidate is not None],
         evals=evals,
         kernels=kernels,
         ladder=context_view.ladder(inputs),
