@@ -1,0 +1,1 @@
+"""Server recipes: one TOML file a server, read by `mxfp4_validate.serverspec`."""
