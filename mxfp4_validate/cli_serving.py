@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mxfp4_validate.serving.diverge_options import add_corpus_options, add_diverge_options
 from mxfp4_validate.serving.options import add_eval_options
 
 _VERBS = {
@@ -19,10 +20,12 @@ _VERBS = {
     "export": "a run as JSON lines",
     "import": "a run of another tool as a run of ours",
     "report": "one HTML file of kernel records and eval runs, with a verdict",
+    "corpus": "token sequences of a baseline's own answers, for `diverge`",
+    "diverge": "token by token: how far a candidate's distributions lie from the baseline's",
     "demo": "the whole instrument on an embedded model: no GPU, no network, no endpoint",
 }
 #: Verbs that have a module of their own in `serving`.
-_HOMES = {"report": "report", "demo": "demo"}
+_HOMES = {"report": "report", "demo": "demo", "corpus": "diverge", "diverge": "diverge"}
 
 
 def add_verbs(verbs: Any) -> None:
@@ -120,4 +123,6 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "import": _import,
     "report": _report,
     "demo": _demo,
+    "corpus": add_corpus_options,
+    "diverge": add_diverge_options,
 }

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -58,7 +58,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self._asked: set[str] = set()  # ids of the requests in flight
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls, keepalive_timeout=30)  # the collector's limiter is the only queue
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect, sock_read=None)
         headers = {"Authorization": f"Bearer {self._key.reveal()}", "Accept-Encoding": "identity", "User-Agent": "mxfp4-validate"}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from mxfp4_validate.endpoint import launch as launching
 from mxfp4_validate.errors import InvalidRun, UsageError
+from mxfp4_validate.serverspec import Launch
 
 #: Seconds a server may take to load before it is given up.
 LOADING = 180.0
@@ -92,50 +89,34 @@ def _us() -> list[str]:
 
 
 def _evaluate(server: Server, out: Path, limit: int | None) -> None:
-    """Serve, ask the arith eval, stop."""
-    with ExitStack() as stack:
-        url = stack.enter_context(_served(server, out / f"{server.name}.log"))
-        argv: list[object] = ["eval", "arith", "--base-url", f"{url}/v1", "--out", out / server.name, "--concurrency", 32, "--canaries", 0]
-        status = _step(f"{server.name}: arith on {server.backend}", argv + (["--limit", limit] if limit else []))
+    """Serve, ask the arith eval, stop; nothing of the server is left, however this ends."""
+    port = launching.free_port()
+    command = (
+        *_us(),
+        "serve",
+        "tiny",
+        "--port",
+        str(port),
+        "--backend",
+        server.backend,
+        *(("--fault", server.fault) if server.fault else ()),
+    )
+    launch = Launch(f"tiny-{server.name}", command, port, deadline=LOADING, backend=server.backend)
+    _say(f"\n== {server.name}: the tiny model on {server.backend}" + (f", fault {server.fault}" if server.fault else ""))
+    with launching.Server(launch, out / f"{server.name}.log", say=_say, grace=10.0) as running:
+        running.wait()
+        argv: list[object] = [
+            "eval",
+            "arith",
+            "--base-url",
+            running.address.api,
+            "--out",
+            out / server.name,
+            "--concurrency",
+            32,
+            "--canaries",
+            0,
+        ]
+        status = _step("the eval arith", argv + (["--limit", limit] if limit else []))
     if status:
-        raise InvalidRun(f"the arith eval of the {server.name} server ended with status {status}; its log is {out / f'{server.name}.log'}")
-
-
-@contextmanager
-def _served(server: Server, log: Path) -> Iterator[str]:
-    """The address of a running tiny server; it is gone when this ends, however it ends."""
-    command = [*_us(), "serve", "tiny", "--backend", server.backend, *(["--fault", server.fault] if server.fault else [])]
-    with log.open("wb") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream) as process:
-        try:
-            yield _address(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """What the server prints when it is ready."""
-    lines: queue.Queue[bytes] = queue.Queue()
-    assert process.stdout is not None
-    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    end = time.monotonic() + LOADING
-    while True:
-        try:
-            line = lines.get(timeout=max(0.0, end - time.monotonic())).decode(errors="replace")
-        except queue.Empty:
-            raise InvalidRun(f"the tiny server was not ready after {LOADING:.0f} s; its log is {log}") from None
-        if not line:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise InvalidRun(f"the tiny server ended before it was ready ({' '.join(last)[:300]}); its log is {log}")
-        if line.startswith("listening on "):
-            return line.removeprefix("listening on ").strip()
-
-
-def _read(pipe: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    """Every line as it comes, and an empty one at the end."""
-    for line in pipe:
-        lines.put(line)
-    lines.put(b"")
+        raise InvalidRun(f"the arith eval of the {server.name} server ended with status {status}; its log is {running.log}")

@@ -1,0 +1,140 @@
+"""The limits of one server from at least three runs against itself, kept with its identity and refused for any other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mxfp4_validate.divergence import limits as table
+from mxfp4_validate.divergence.limits import Limits
+from mxfp4_validate.divergence.rule import build_floor, resamples
+from mxfp4_validate.divergence.scores import Floats
+from mxfp4_validate.divergence.statistic import Arm
+from mxfp4_validate.errors import InvalidRun, UsageError
+
+FORMAT = "mxfp4-validate divergence calibration 1"
+#: What differs between two boots of one configuration without meaning anything.
+VOLATILE = ("random_seed", "max_total_num_tokens")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Limits with what they were taken from.
+
+    Attributes:
+        identity: the server's settings; corpus: the corpus's sha256; width: positions a request, which sets the tokens per forward.
+        ratios, tails, flips: leave-one-out ratios as observed, one a run, those of legitimate other backends behind them.
+    """
+
+    identity: Mapping[str, str]
+    corpus: str
+    width: int
+    ratio: float
+    tail_factor: float
+    flip_ratio: float
+    quantile: float
+    ratios: tuple[float, ...]
+    tails: tuple[float, ...]
+    flips: tuple[float, ...]
+
+    def limits(self, base: Limits | None = None) -> Limits:
+        return replace(base or Limits(), ratio=self.ratio, tail_factor=self.tail_factor, flip_ratio=self.flip_ratio)
+
+
+def calibrate(runs: Sequence[Arm], identity: Mapping[str, str], corpus: str, width: int, legitimate: Sequence[Arm] = ()) -> Calibration:
+    """Limits that every A/A run would have kept against the others, and every `legitimate` backend against all.
+
+    Each limit is the larger of its default and the `CALIBRATION_QUANTILE` of its leave-one-out ratios, pooled over runs and over
+    resampled sequences. A/A can show that a default is too small for a server; that a smaller one would do it cannot show, because
+    another sound backend lies above A/A.
+    """
+    least = int(table.LEAST_RUNS.value)
+    if len(runs) < least:
+        raise UsageError(f"{len(runs)} A/A runs, a calibration needs {least}; score the baseline again, after another boot if it can be")
+    n = runs[0].kl.size
+    if n < table.LEAST_SEQUENCES.value:
+        raise UsageError(f"the A/A runs hold {n} sequences, a calibration needs {int(table.LEAST_SEQUENCES.value)}; use a larger corpus")
+    if any(not np.array_equal(run.positions, runs[0].positions) for run in (*runs, *legitimate)):
+        raise UsageError("the runs scored different positions; calibrate with runs of one corpus")
+    sides = [(run, [other for other in runs if other is not run]) for run in runs] + [(run, list(runs)) for run in legitimate]
+    if any(build_floor(others).assumed for _, others in sides):
+        raise UsageError(
+            "the A/A runs repeat each other's bits, there is no noise to calibrate with; run them with sums in another order (batch, TP size)"
+        )
+    draws, one = resamples(n, Limits().draws, Limits().seed), np.ones((1, n))
+    quantile = table.CALIBRATION_QUANTILE.value
+    pooled = [np.concatenate(found) for found in zip(*(_ratios(run, others, draws) for run, others in sides), strict=True)]
+    ratio, tail, flip = (float(np.quantile(values, quantile)) for values in pooled)
+    seen = [tuple(float(v[0]) for v in found) for found in zip(*(_ratios(run, others, one) for run, others in sides), strict=True)]
+    defaults = Limits()
+    return Calibration(
+        dict(identity), corpus, width, max(ratio, defaults.ratio), max(tail, defaults.tail_factor), max(flip, defaults.flip_ratio),
+        quantile, seen[0], seen[1], seen[2],
+    )  # fmt: skip
+
+
+def _ratios(run: Arm, others: Sequence[Arm], draws: Floats) -> tuple[Floats, Floats, Floats]:
+    """Ratios of mean KL, largest sequence mean and flips [draws] of one run to the floor of the others, on resampled sequences."""
+    floor = build_floor(others)
+    largest = np.max([other.kl for other in others], axis=0)
+    drawn = draws > 0
+    tail = np.where(drawn, run.kl, 0).max(1) / np.where(drawn, largest, 0).max(1)
+    return draws @ run.kl / (draws @ floor.kl), tail, draws @ run.flips / np.maximum(draws @ floor.flips, 1e-300)
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write it with its own checksum; never over another file."""
+    body = {"format": FORMAT, **vars(calibration)}
+    text = json.dumps(body | {"sha256": _seal(body)}, indent=1, sort_keys=True, allow_nan=False)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot write the calibration {path}: {error}") from error
+
+
+def load(path: Path, identity: Mapping[str, str], corpus: str, width: int) -> Calibration:
+    """A saved calibration; `UsageError` names what differs if it belongs to another server, corpus or number of positions a request."""
+    calibration = _read(path)
+    differs = [
+        f"{name} is {identity.get(name, 'unknown')!r}, was {calibration.identity.get(name, 'unknown')!r}"
+        for name in sorted({*identity, *calibration.identity} - set(VOLATILE))
+        if identity.get(name) != calibration.identity.get(name)
+    ]
+    if calibration.corpus != corpus:
+        differs.append(f"the corpus is {corpus[:12]}, was {calibration.corpus[:12]}")
+    if calibration.width != width:
+        differs.append(f"positions a request are {width}, were {calibration.width}")
+    if differs:
+        raise UsageError(f"the calibration {path} belongs to something else: {'; '.join(differs)}; calibrate this server")
+    return calibration
+
+
+def _read(path: Path) -> Calibration:
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        seal = body.pop("sha256")
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+        calibration = Calibration(**values)
+    except OSError as error:
+        raise UsageError(f"cannot read the calibration {path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} is not a divergence calibration of mxfp4-validate: {error}") from error
+    if seal != _seal({"format": FORMAT, **body}):
+        raise InvalidRun(f"{path}: its checksum does not match, the file was damaged or edited; calibrate again")
+    return calibration
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
