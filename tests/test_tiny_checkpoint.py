@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer, GptOssForCausalLM, Mxfp4Config
+from transformers import AutoTokenizer, GptOssConfig, GptOssForCausalLM, Mxfp4Config
 
 from mxfp4_validate import cli
 from mxfp4_validate.cli_tiny import CHECKPOINT
 from mxfp4_validate.questions import arith
 from mxfp4_validate.tiny.model import Chunk, load
+from mxfp4_validate.tolerances import TINY_TRAINER
+from tools import train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,39 @@ def test_it_is_small_and_has_the_genuine_names() -> None:
     config = json.loads((CHECKPOINT / "config.json").read_text())
     assert set(config["layer_types"]) == {"sliding_attention", "full_attention"}
     assert config["quantization_config"]["quant_method"] == "mxfp4"
+
+
+def test_every_name_and_shape_is_what_transformers_expects() -> None:
+    """A missing tensor would be filled at random with no more than a warning, an extra one ignored."""
+    with torch.device("meta"):
+        state = GptOssForCausalLM(GptOssConfig.from_pretrained(CHECKPOINT)).state_dict()
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, tensor in state.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, depth, width = tensor.shape
+            wanted |= {f"{name}_blocks": (experts, width, depth // 32, 16), f"{name}_scales": (experts, width, depth // 32)}
+        else:
+            wanted[name] = tuple(tensor.shape)
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert found == wanted
+    assert {name for name, kind in kinds.items() if kind == "U8"} == {name for name in wanted if name.endswith(("_blocks", "_scales"))}
+    assert set(kinds.values()) == {"U8", "BF16"}
+
+
+def test_the_training_computes_what_transformers_does() -> None:
+    """The trainer's own experts, rounding on, in float32: weights that are on the grid already must come through unchanged."""
+    model: Any = GptOssForCausalLM.from_pretrained(CHECKPOINT, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.float32).eval()
+    words = train_tiny.Words(train_tiny.Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")))
+    ids, _ = words.batch(random.Random(5), 8)
+    with torch.no_grad():
+        wanted = model(ids).logits
+        for layer in model.model.layers:
+            layer.mlp.experts = train_tiny.Experts(layer.mlp.experts)
+        train_tiny.set_rounding(model, True)
+        found = model(ids).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TINY_TRAINER.value)
 
 
 def test_the_audit_finds_no_error(capsys: pytest.CaptureFixture[str]) -> None:
