@@ -100,6 +100,7 @@ CHECKS: tuple[Check, ...] = (
     _probe("s1", "GPT-OSS's clamp on gate, beta"),
     _probe("s2", "both clamp sides, bias before and beta after the clamp"),
     _probe("d1", "DeepSeek-V4's activation without biases"),
+    _probe("a1", "the same bits in every backend: nothing rounds from end to end"),
     Check(
         "readout-fc1",
         "probe",

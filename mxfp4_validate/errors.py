@@ -6,6 +6,7 @@ MxfpError                    1
     ScaleError               2   a block scale is not an E8M0 byte
     UnknownName              2   a backend, case, check or fault that does not exist
   BackendUnavailable         2   a backend was asked for that cannot run here
+  NotSupported               2   a backend that runs here has no way to run this case
   CheckFailed                1   the candidate computed wrong bits
   InvalidRun                 4   records that cannot be compared or trusted
   IncompleteRun              5   something planned did not run
@@ -49,6 +50,12 @@ class UnknownName(UsageError):
 
 class BackendUnavailable(MxfpError):
     """A backend was required that cannot run on this machine."""
+
+    exit_code = 2
+
+
+class NotSupported(MxfpError):
+    """A backend that runs on this machine has no way to run this case; the message says what its interface lacks, for the record."""
 
     exit_code = 2
 

@@ -85,7 +85,8 @@ class CheckItem:
         self.node.stash[RESULT] = result
         self.node.user_properties.extend(properties(result))
         if answer.outcome == "unavailable":
-            pytest.skip(f"backend {self.spec} unavailable: {result.message}")
+            what = "unavailable" if pool.availability(self.spec).outcome == "unavailable" else "cannot run this case"
+            pytest.skip(f"backend {self.spec} {what}: {result.message}")
         if answer.outcome != "passed":
             pytest.fail(failure(self.item, result, config.option.mxfp4_fault, run.selection.source.arguments()), pytrace=False)
 

@@ -25,6 +25,15 @@ class Entry:
 _HERE = "mxfp4_validate.backends"
 BACKENDS: dict[str, Entry] = {
     "sm90-cutlass": Entry(f"{_HERE}.sm90_cutlass:Sm90Cutlass", "cuda", "FlashInfer's SM90 cutlass MoE, the candidate; needs a Hopper GPU"),
+    "marlin": Entry(f"{_HERE}.marlin:Marlin", "cuda", "sglang's Marlin MoE, the baseline; needs sglang and a Hopper GPU"),
+    "triton-kernels": Entry(f"{_HERE}.triton_kernels:TritonKernels", "cuda", "triton_kernels' matmul_ogs as sglang calls it for GPT-OSS"),
+    "sglang:gpt-oss-sm90": Entry(
+        f"{_HERE}.sglang_layers:GptOssSm90", "cuda", "the class an sglang server runs GPT-OSS with on SM90 cutlass"
+    ),
+    "sglang:dsv4-sm90": Entry(
+        f"{_HERE}.sglang_layers:DeepSeekV4Sm90", "cuda", "the class an sglang server runs DeepSeek-V4 with on SM90 cutlass"
+    ),
+    "sglang:gpt-oss-marlin": Entry(f"{_HERE}.sglang_layers:GptOssMarlin", "cuda", "the class an sglang server runs GPT-OSS with on Marlin"),
     "emulate:sm90-cutlass": Entry(f"{_HERE}.emulate:emulate_sm90", "cpu", "its twin with layout A, on any CPU"),
     "emulate:sm90-cutlass-b": Entry(f"{_HERE}.emulate:emulate_sm90_b", "cpu", "its twin with layout B, on any CPU"),
     "emulate:marlin": Entry(f"{_HERE}.emulate:emulate_marlin", "cpu", "the twin of sglang's Marlin MoE, on any CPU"),

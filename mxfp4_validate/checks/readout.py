@@ -8,18 +8,21 @@ its own. Code 8 (-0) and code 0 cannot be told apart by arithmetic and count as 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mxfp4_validate.cases import Activation, MoeCase
+from mxfp4_validate.checks import readout_plain
 from mxfp4_validate.checks.calls import call
 from mxfp4_validate.checks.context import Context
 from mxfp4_validate.comparison.bits import require_equal
+from mxfp4_validate.errors import NotSupported
 from mxfp4_validate.formats import e2m1, e8m0, mxfp4
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
+#: Backends whose activation has constants of its own are read by `readout_plain`, or with up's bias against a fixed beta.
 #: alpha 0 makes the sigmoid 1/2; a bias of 64 drives one half to the limit 2, so the activation is the other half, unchanged.
 READ = Activation(alpha=0.0, beta=0.0, limit=2.0)
 DRIVE = 64.0
@@ -55,26 +58,27 @@ def _unit_w2(w: MoeWeights, first: int) -> tuple[Tensor, Tensor]:
     return e2m1.pack(dense).expand(E, H, I // 2).contiguous(), torch.full_like(w.w2_scale, 127)
 
 
-def _drive(w: MoeWeights, half: str) -> Tensor:
-    """fc1 bias that drives the half which is not read."""
+def _drive(w: MoeWeights, half: str, beta: float) -> Tensor:
+    """fc1 bias that drives the half which is not read to the limit, and takes `beta` back from an up that is read."""
     bias = torch.zeros(w.num_experts, 2 * w.intermediate_size, dtype=torch.bfloat16, device=w.w2.device)
     bias[:, : w.intermediate_size] = DRIVE if half == "up" else 0.0
-    bias[:, w.intermediate_size :] = DRIVE if half == "gate" else 0.0
+    bias[:, w.intermediate_size :] = DRIVE if half == "gate" else -beta
     return bias
 
 
-def _fc1(w: MoeWeights, what: str, codes: Tensor) -> Iterator[Readout]:
-    # |u| = 6 * 2^(s - 127) * x stays within the limit 2 for the largest scale in the layer.
-    size = 2.0 ** (127 - int(w.w13_scale.max()) - 2)
+def _fc1(w: MoeWeights, what: str, codes: Tensor, beta: float) -> Iterator[Readout]:
+    # |u| = 6 * 2^(s - 127) * x, less beta, stays within the limit 2 for the largest scale in the layer.
+    size = 2.0 ** (127 - int(w.w13_scale.max()) - 3)
     x = torch.eye(w.hidden_size, dtype=torch.bfloat16, device=w.w2.device) * size
     for first in range(0, w.intermediate_size, w.hidden_size):
         w2, w2_scale = _unit_w2(w, first)
         for half in ("up", "gate"):
-            variant = MoeWeights(codes, w.w13_scale, w2, w2_scale, _drive(w, half), None)
-            yield Readout(f"fc1 {half} {what}", variant, x, half, size, first)
+            variant = MoeWeights(codes, w.w13_scale, w2, w2_scale, _drive(w, half, beta), None)
+            factor = size if half == "up" else size * (1 + beta / 2)  # up at its limit 2 is 2 + beta, and the sigmoid is 1/2
+            yield Readout(f"fc1 {half} {what}", variant, x, half, factor, first)
 
 
-def _fc2(w: MoeWeights, what: str, codes: Tensor) -> Iterator[Readout]:
+def _fc2(w: MoeWeights, what: str, codes: Tensor, beta: float) -> Iterator[Readout]:
     E, H, I = w.num_experts, w.hidden_size, w.intermediate_size  # noqa: E741
     for first in range(0, I, H):
         count = min(H, I - first)
@@ -82,8 +86,13 @@ def _fc2(w: MoeWeights, what: str, codes: Tensor) -> Iterator[Readout]:
         up[first + torch.arange(count), torch.arange(count)] = 2
         w13 = torch.cat((torch.zeros_like(up), up))
         packed = e2m1.pack(w13).expand(E, 2 * I, H // 2).contiguous()
-        variant = MoeWeights(packed, torch.full_like(w.w13_scale, 127), codes, w.w2_scale, _drive(w, "up"), None)
+        variant = MoeWeights(packed, torch.full_like(w.w13_scale, 127), codes, w.w2_scale, _drive(w, "up", beta), None)
         yield Readout(f"fc2 {what}", variant, torch.eye(count, H, dtype=torch.bfloat16, device=w.w2.device), "w2", 1.0, first)
+
+
+def _beta(ctx: Context) -> float:
+    """What the backend adds to up if nothing can change it, else nothing."""
+    return float(getattr(ctx.backend, "fixed_beta", READ.beta))
 
 
 def _read(ctx: Context, readout: Readout) -> int:
@@ -92,7 +101,7 @@ def _read(ctx: Context, readout: Readout) -> int:
     tokens, values, meaning = readout.x.shape[0], 0, ctx.backend.rounding().e8m0
     for expert in range(readout.weights.num_experts):
         ids = torch.full((tokens, 1), expert, dtype=torch.int32, device=readout.x.device)
-        out = call(ctx, prepared, MoeInputs(readout.x, ids, torch.ones_like(ids, dtype=torch.float32)), READ)
+        out = call(ctx, prepared, MoeInputs(readout.x, ids, torch.ones_like(ids, dtype=torch.float32)), replace(READ, beta=_beta(ctx)))
         require_equal(
             out.float(), readout.expected(expert, meaning), f"readout of {readout.name}, expert {expert} ([input channel, output row])"
         )
@@ -110,7 +119,12 @@ def fc1(ctx: Context, case: MoeCase) -> dict[str, object]:
     """Every code and scale byte of w13, gate and up."""
     weights, _ = ctx.layer(case.shape, case.seed)
     ones = torch.full_like(weights.w13, ALL_ONES)
-    values = sum(_read(ctx, r) for what, codes in (("codes", weights.w13), ("scales", ones)) for r in _fc1(weights, what, codes))
+    try:
+        values = sum(
+            _read(ctx, r) for what, codes in (("codes", weights.w13), ("scales", ones)) for r in _fc1(weights, what, codes, _beta(ctx))
+        )
+    except NotSupported:
+        values = sum(readout_plain.fc1(ctx, weights.with_(w13=codes, w13_bias=None, w2_bias=None)) for codes in (weights.w13, ones))
     return _metrics(weights, [weights.w13], values)
 
 
@@ -118,5 +132,10 @@ def fc2(ctx: Context, case: MoeCase) -> dict[str, object]:
     """Every code and scale byte of w2."""
     weights, _ = ctx.layer(case.shape, case.seed)
     ones = torch.full_like(weights.w2, ALL_ONES)
-    values = sum(_read(ctx, r) for what, codes in (("codes", weights.w2), ("scales", ones)) for r in _fc2(weights, what, codes))
+    try:
+        values = sum(
+            _read(ctx, r) for what, codes in (("codes", weights.w2), ("scales", ones)) for r in _fc2(weights, what, codes, _beta(ctx))
+        )
+    except NotSupported:
+        values = sum(readout_plain.fc2(ctx, weights.with_(w2=codes, w13_bias=None, w2_bias=None)) for codes in (weights.w2, ones))
     return _metrics(weights, [weights.w2], values)

@@ -1,4 +1,4 @@
-"""Probes B1, B2, S1, S2 and D1. Each returns a `Probe`; the certificate of its expected output is asserted where it is used.
+"""Probes B1, B2, S1, S2, D1 and A1. Each returns a `Probe`; the certificate of its expected output is asserted where it is used.
 
 Rules common to all: routing weights are powers of two, biases small integers, scale bytes near 127, H and I at least 256 so that a
 missing scale interleave shows, two or more experts a token, and for non-zero beta or bias an activation that is not symmetric in gate
@@ -8,7 +8,7 @@ and up, so that swapped halves show.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -172,4 +172,35 @@ def d1(case: MoeCase, device: torch.device) -> Probe:
     return Probe("d1", w, MoeInputs(x, ids, weights), DEEPSEEK_V4, class_a=False)
 
 
-PROBES: dict[str, Callable[[MoeCase, torch.device], Probe]] = {"b1": b1, "b2": b2, "s1": s1, "s2": s2, "d1": d1}
+def a1(case: MoeCase, device: torch.device) -> Probe:
+    """Class A: not one rounding from end to end, so that every backend, whatever its rounding points, returns the same bits.
+
+    D1's saturated gate (10), up one half or one with a sign, fc2 one code of 1.0 a row: a slot is 10 * 2^-1..0 * 2^-3..-1, and the sum of six
+    is a multiple of 10/16 below 2^8 of those.
+    """
+    d = Draw(case, "a1", device)
+    ids, weights = d.routing()
+    gate = torch.zeros(d.E, d.I, d.H // 2, dtype=torch.uint8, device=device)
+    gate[:, :, 0] = 7
+    scale = d.ones(2 * d.I, d.H)
+    scale[:, : d.I, 0] = d.integers(127, 130, (d.E, d.I), "gate_scale").to(torch.uint8)
+    w13 = torch.cat((gate, d.sparse(d.I, d.H, 1, 2, "up", first=1)), 1)
+    x = d.x(-1, 1)
+    x[:, 0] = 2
+    code = (2 + 8 * d.integers(0, 1, (d.E, d.H), "w2/sign")).to(torch.uint8)
+    w = MoeWeights(w13, scale, d.one_hot_w2("w2", code), d.ones(d.H, d.I))
+    return Probe("a1", w, MoeInputs(x, ids, weights), DEEPSEEK_V4, class_a=True)
+
+
+def restate(probe: Probe, beta: float) -> Probe:
+    """The same function for a backend whose activation adds `beta` to up whatever is asked: up's bias takes it back.
+
+    Right as long as the clamp touches neither up nor up - beta; whoever uses it compares both statements' certified outputs.
+    """
+    w, I = probe.weights, probe.weights.intermediate_size  # noqa: E741
+    bias = torch.zeros(w.num_experts, 2 * I, dtype=torch.bfloat16, device=w.w2.device) if w.w13_bias is None else w.w13_bias.clone()
+    bias[:, I:] += probe.activation.beta - beta
+    return replace(probe, weights=w.with_(w13_bias=bias), activation=replace(probe.activation, beta=beta))
+
+
+PROBES: dict[str, Callable[[MoeCase, torch.device], Probe]] = {"b1": b1, "b2": b2, "s1": s1, "s2": s2, "d1": d1, "a1": a1}

@@ -95,14 +95,15 @@ def silu(gate: Tensor, alpha: float) -> Tensor:
 LOG2_E = 1.44269502162933349609375  # fp32's log2 e
 
 
-def _fast_quotient(gate: Tensor, up: Tensor, alpha: float, beta: float) -> Tensor:
+def _fast_quotient(gate: Tensor, up: Tensor, alpha: float, beta: float, fused: bool) -> Tensor:
     """The activation as fast math compiles it, were its 2^t and its division correctly rounded: float64 holding float32 numbers.
 
     g * (1 / (1 + e)) becomes one quotient g / (1 + e): of ten ways to round, this one left the fewest bits different on a Hopper GPU.
     """
     z = _fp32(gate * torch.tensor(alpha, dtype=torch.float32).double())
     power = _fp32(torch.exp2(_fp32(-z * LOG2_E)))
-    return _fp32(_fp32(gate / _fp32(1.0 + power)) * _fp32(up + beta))
+    s = _fp32(gate / _fp32(1.0 + power))
+    return _fp32(s * up + s * beta) if fused else _fp32(s * _fp32(up + beta))
 
 
 def _clamp(h: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
@@ -118,10 +119,12 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     """h [m, 2I] = [gate; up] -> bf16 activation [m, I] with the interval its intrinsics and the spread of h allow."""
     (gate, up), (gate_low, up_low), (gate_high, up_high) = (_clamp(end.double(), activation.limit) for end in (h.value, *h.ends()))
     alpha, beta = activation.alpha, activation.beta
-    if h.low is None and not model.silu_bf16:
+    silu_bf16 = model.silu_bf16 and activation.limit is not None
+    fast = model.fast_exp or (model.silu_bf16 and not silu_bf16)
+    if h.low is None and not silu_bf16:
         centre = silu(gate, alpha) * _fp32(up + beta)
         error = activation_error(centre, gate, alpha)
-        value = _fast_quotient(gate, up, alpha, beta) if model.fast_exp else centre
+        value = _fast_quotient(gate, up, alpha, beta, model.fused_beta) if fast else centre
         return _rounded(value, centre - error, centre + error)
     s = silu(gate, alpha)
     s_low, s_high = torch.minimum(*(ends := (silu(gate_low, alpha), silu(gate_high, alpha)))), torch.maximum(*ends)
@@ -129,14 +132,14 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
         least = torch.tensor(SILU_MINIMUM / alpha, dtype=torch.float64, device=s.device)
         s_low = torch.where((gate_low < least) & (least < gate_high), silu(least, alpha), s_low)
     reach = torch.maximum(gate_low.abs(), gate_high.abs())
-    if model.silu_bf16:
+    if silu_bf16:
         s = round_bf16(s.float()).double()
         s_low = round_bf16((s_low - activation_error(s_low, reach, alpha)).float()).double()
         s_high = round_bf16((s_high + activation_error(s_high, reach, alpha)).float()).double()
     corners = torch.stack([a * _fp32(b + beta) for a in (s_low, s_high) for b in (up_low, up_high)])
     low, high = corners.amin(0), corners.amax(0)
     low, high = low - activation_error(low, reach, alpha), high + activation_error(high, reach, alpha)
-    value = _fast_quotient(gate, up, alpha, beta) if model.fast_exp else s * _fp32(up + beta)
+    value = _fast_quotient(gate, up, alpha, beta, model.fused_beta) if fast else s * _fp32(up + beta)
     return _rounded(value, low, high)
 
 

@@ -20,7 +20,9 @@ class RoundingModel:
         h_bf16: GEMM1's result is rounded to bf16 before the activation.
         bias1_bf16: the first bias is added in bf16 (one more rounding).
         fast_exp: the sigmoid is 1 / (1 + 2^(-z log2 e)) with every step rounded to fp32, as CUDA's fast math compiles it.
-        silu_bf16: silu(gate) is rounded to bf16 before it meets up (Marlin's clamped path).
+        silu_bf16: where there is a limit, silu(gate) is rounded to bf16 before it meets up (Marlin clamps with PyTorch's bf16 operators, and
+            fuses the activation, with fast math, where it does not clamp).
+        fused_beta: silu(gate) * (up + beta) is one fused multiply-add, fma(s, up, s * beta) (triton_kernels, whose beta is 1).
         weight_bf16: the routing weight is rounded to bf16 first.
         slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
         ordered: the declared order is the backend's own order, so that what differs must be explained; otherwise the order is unknown
@@ -36,6 +38,7 @@ class RoundingModel:
     bias1_bf16: bool = False
     fast_exp: bool = False
     silu_bf16: bool = False
+    fused_beta: bool = False
     weight_bf16: bool = False
     slot_bf16: bool = False
     ordered: bool = True
@@ -44,7 +47,7 @@ class RoundingModel:
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel("marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False)
-TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, slot_bf16=True, ordered=False)
+TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False)
 
 
 def chunk_order(num_chunks: int, chunks_per_tile: int) -> list[int]:

@@ -20,7 +20,7 @@ from typing import Any
 from mxfp4_validate.backends import registry
 from mxfp4_validate.cases import MoeCase
 from mxfp4_validate.checkpoints.config import ModelConfig, parse_case, read_config
-from mxfp4_validate.errors import CheckFailed, MxfpError
+from mxfp4_validate.errors import CheckFailed, MxfpError, NotSupported
 from mxfp4_validate.worker.protocol import Answer, Request, jsonable
 
 _CUDA_ERRORS = ("cuda error", "illegal memory access", "device-side assert", "cudaerror", "cublas_status_", "misaligned address")
@@ -60,6 +60,8 @@ class Bench:
         """What comes of a request; raises what the check or the backend raises."""
         if request.op == "availability":
             return _availability(self.backend(request.backend, request.fault))
+        if request.op == "bench":
+            return Answer("passed", metrics=jsonable(import_module("mxfp4_validate.bench.measure").answer(request.options)))
         if request.op != "check":
             raise MxfpError(f"unknown request {request.op!r}")
         module, _, name = request.target.partition(":")
@@ -98,10 +100,12 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _judge(error: BaseException) -> Answer:
+def judge(error: BaseException) -> Answer:
     """Which outcome an exception is."""
     if isinstance(error, CheckFailed):
         return Answer("failed", str(error), jsonable(error.metrics))
+    if isinstance(error, NotSupported):
+        return Answer("unavailable", str(error))
     text = f"{type(error).__name__}: {error}"
     lowered = text.lower()
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -124,7 +128,7 @@ def handle(bench: Bench, request: Request) -> Answer:
     try:
         answer = bench.answer(request)
     except BaseException as error:  # a check that calls sys.exit has not passed either
-        answer = _judge(error)
+        answer = judge(error)
     return Answer(answer.outcome, answer.message, answer.metrics, time.monotonic() - started, answer.discard)
 
 
