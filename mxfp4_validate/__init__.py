@@ -3,4 +3,4 @@
 Importing this package imports neither torch nor pytest: `--collect-only`, `list` and `doctor` stay fast and work anywhere.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -100,6 +100,10 @@ _ALL = (
     # interleave (the identity at K = 128) and the chunk order of middle tiles both show; the first needs padding as 2880 does.
     _gpt_oss("gpt-oss-mini", 8, 544, 480, production=False),
     _dsv4("dsv4-mini", 512, 512, 16, production=False),
+    # GPT-OSS's call on sizes that no backend has to pad, for those that refuse to.
+    _gpt_oss("gpt-oss-even", 8, 512, 512, production=False),
+    # A plain silu: backends that clamp may take another path, with other rounding points, where there is no limit.
+    MoeShape("silu-mini", 512, 512, 16, 6, Activation(), False),
     # The least that shows every fault of the catalogue, for the fault matrix.
     _gpt_oss("gpt-oss-tiny", 4, 416, 352, production=False),
     _dsv4("dsv4-tiny", 384, 384, 8, production=False),

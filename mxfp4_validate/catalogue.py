@@ -63,6 +63,7 @@ _RANDOM_CUDA = (
     *_SPECIAL,
     *_cases("gpt-oss-120b", "dsv4-pro", tokens=(1, 17, 129, 1024)),
     *_cases(*_MINI, tokens=(1, 17, 256)),
+    *_cases("silu-mini", "gpt-oss-even", tokens=(1, 17, 256)),
 )
 _ONE_CPU = _cases(*_MINI, tokens=(17,))
 
@@ -132,7 +133,7 @@ CHECKS: tuple[Check, ...] = (
         "random",
         "outputs equal the ordered twin's bits or are explained one by one",
         "random:twin",
-        _CPU + _CPU_SPECIAL,
+        _CPU + _CPU_SPECIAL + _cases("silu-mini", "gpt-oss-even", tokens=(17,)),
         _RANDOM_CUDA,
     ),
     Check(

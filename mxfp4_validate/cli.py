@@ -20,6 +20,7 @@ from mxfp4_validate import __version__, catalogue, manifest, provenance
 from mxfp4_validate import cli_serving as serving
 from mxfp4_validate import cli_tiny as tiny
 from mxfp4_validate.backends import registry
+from mxfp4_validate.cli_bench import add_bench
 from mxfp4_validate.cli_checkpoint import add_checkpoint
 from mxfp4_validate.errors import InvalidRun, MxfpError
 from mxfp4_validate.records.store import Store, new_run_id
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_verbs(verbs)
     tiny.add_verbs(verbs)
     add_checkpoint(verbs)
+    add_bench(verbs)
     return parser
 
 

@@ -19,13 +19,21 @@ _VERBS = {
     "merge": "join the shards of a run",
     "export": "a run as JSON lines",
     "import": "a run of another tool as a run of ours",
-    "report": "one HTML file of kernel records and eval runs, with a verdict",
+    "report": "one HTML file of kernel records, benches and eval runs, with a verdict",
     "corpus": "token sequences of a baseline's own answers, for `diverge`",
     "diverge": "token by token: how far a candidate's distributions lie from the baseline's",
+    "run": "a plan from its servers to its verdict: launch, canary, divergence, evals, report; the same command goes on with it",
     "demo": "the whole instrument on an embedded model: no GPU, no network, no endpoint",
 }
-#: Verbs that have a module of their own in `serving`.
-_HOMES = {"report": "report", "demo": "demo", "corpus": "diverge", "diverge": "diverge"}
+#: Verbs that have a module of their own.
+_HOMES = {
+    "report": "serving.report",
+    "demo": "serving.demo",
+    "corpus": "serving.diverge",
+    "diverge": "serving.diverge",
+    "plan": "plans.verbs",
+    "run": "plans.verbs",
+}
 
 
 def add_verbs(verbs: Any) -> None:
@@ -40,7 +48,7 @@ def add_verbs(verbs: Any) -> None:
 def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
     def verb(args: argparse.Namespace, _rest: list[str]) -> int:
         module = importlib.import_module("mxfp4_validate.serving.verbs")
-        home = importlib.import_module(f"mxfp4_validate.serving.{_HOMES.get(name, 'verbs')}")
+        home = importlib.import_module(f"mxfp4_validate.{_HOMES.get(name, 'serving.verbs')}")
         return int(module.run(getattr(home, f"{name}_verb"), args))
 
     return verb
@@ -60,13 +68,17 @@ def _judging(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing", type=int, default=0, metavar="N", help="missing samples a run may have; they become bounds (%(default)s)"
     )
-    parser.add_argument("--anchor", metavar="LOW:HIGH", help="percent; the band in which the baseline's score is known to lie")
+    parser.add_argument(
+        "--anchor",
+        metavar="LOW:HIGH|MODEL@EFFORT",
+        help="the band in which the baseline's score is known to lie: percent, or published scores (the one the candidate's run was made with)",
+    )
     parser.add_argument("--expect", action="append", default=[], metavar="NAME", help="identity value that is meant to differ")
     parser.add_argument("--grader", help="another of the stored grades: strict, lenient, ...")
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    about = "kernel records and eval runs; runs of one eval are paired in the order given, baseline first"
+    about = "kernel and bench records and eval runs; runs of one eval are paired in the order given, baseline first"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(%(default)s)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also as Markdown; GITHUB_STEP_SUMMARY gets it as well")
@@ -75,6 +87,20 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-answers", action="store_true", help="leave the answers' texts out, for a report that is passed on")
     parser.add_argument("--exit-zero", action="store_true", help="exit with 0 whatever the verdict")
     _judging(parser)
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", type=Path, metavar="PLAN.toml", help="a plan file, or one of ours by its name")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run; what was begun there goes on (mxfp4-runs/PLAN)")
+    for leg in ("baseline", "candidate"):
+        about = f"the {leg} is up there already; repeat it to share the load"
+        parser.add_argument(f"--{leg}-url", action="append", default=[], metavar="URL", help=about)
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="ask only every N-th question, into DIR/shard-I-of-N; no verdict")
+    parser.add_argument("--until", type=int, metavar="K", help="with --shard: ask up to the plan's look at K repeats (the last look)")
+    parser.add_argument("--join", action="store_true", help="the verdict on the shards in DIR; nothing is asked")
+    parser.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a server may take to end by itself (%(default)s)")
+    parser.add_argument("--no-answers", action="store_true", help="leave the answers' texts out of the report")
+    parser.add_argument("--yes", action="store_true", help="go on where the estimate is over the plan's budget")
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +114,7 @@ def _regrade(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("eval")
+    parser.add_argument("eval", metavar="EVAL|PLAN.toml")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--detect", metavar="PP", help="a loss to detect, as in 3pp: prints the repeats that takes")
     parser.add_argument("--tokens", type=float, default=None, help="tokens an answer takes")
@@ -122,6 +148,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "export": _export,
     "import": _import,
     "report": _report,
+    "run": _run,
     "demo": _demo,
     "corpus": add_corpus_options,
     "diverge": add_diverge_options,

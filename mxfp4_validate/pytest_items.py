@@ -14,8 +14,10 @@ from mxfp4_validate.catalogue import Item
 from mxfp4_validate.fault_bench import BACKEND, FaultBench, render, to_json
 from mxfp4_validate.records.store import Result
 from mxfp4_validate.session import ATTRIBUTE, Run, failure, properties
+from mxfp4_validate.waivers import waiver_for
 from mxfp4_validate.worker.parent import Worker
 from mxfp4_validate.worker.pool import Pool, child_environment
+from mxfp4_validate.worker.protocol import Answer
 
 RUN = pytest.StashKey[Run]()
 POOL = pytest.StashKey[Pool]()
@@ -81,6 +83,8 @@ class CheckItem:
             answer = pool.worker(self.spec).check(
                 check.name, check.target, self.item.case.case_id, check.deadline_s, run.selection.source.options()
             )
+        if not config.option.no_waivers:
+            answer = _waived(answer, self.spec, self.item, pool.availability(self.spec))
         result = run.result(self.spec, self.item, answer, os.environ.get("PYTEST_XDIST_WORKER", "main"))
         self.node.stash[RESULT] = result
         self.node.user_properties.extend(properties(result))
@@ -89,6 +93,19 @@ class CheckItem:
             pytest.skip(f"backend {self.spec} {what}: {result.message}")
         if answer.outcome != "passed":
             pytest.fail(failure(self.item, result, config.option.mxfp4_fault, run.selection.source.arguments()), pytrace=False)
+
+
+def _waived(answer: Answer, spec: str, item: Item, available: Answer) -> Answer:
+    """A known failure passes with its waiver beside it; a waiver that was not needed is a finding."""
+    if answer.outcome not in ("passed", "failed"):
+        return answer
+    waiver = waiver_for(spec, item.check.name, item.case.case_id, available.metrics)
+    if waiver is None:
+        return answer
+    if answer.outcome == "passed":
+        return replace(answer, metrics={**answer.metrics, "finding": f"passed although {waiver.issue} is waived"})
+    first = (answer.message.splitlines() or [""])[0]
+    return replace(answer, outcome="passed", metrics={**answer.metrics, "waiver": f"{waiver.issue}: {waiver.reason}; failed with: {first}"})
 
 
 @pytest.hookimpl(wrapper=True)

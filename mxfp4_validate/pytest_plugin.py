@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
     group.addoption("--checkpoint", metavar="DIR", help="test this checkpoint's own weights instead; spell it --checkpoint=DIR")
     group.addoption("--layers", metavar="N,N", help="layers of --checkpoint (default 0)")
+    group.addoption("--no-waivers", action="store_true", help="known failures fail like any other (mxfp4_validate/waivers.toml)")
     group.addoption("--require-hardware", action="store_true", help="an unavailable backend fails instead of being skipped")
     group.addoption("--record", metavar="DIR", help="write results to DIR/RUN-ID.sqlite; spell it --record=DIR")
     group.addoption("--fault-matrix", metavar="FILE", help="write which check caught which deliberate fault, for `report --faults FILE`")

@@ -6,10 +6,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mxfp4_validate import tomldata
 from mxfp4_validate.errors import UnknownName, UsageError
 from mxfp4_validate.evalspec import EVALS
 
@@ -112,7 +113,7 @@ class Recipe:
         }
         values["context_length"] = str(context_length or self.context_length)
         parts = (*self.command, *self.flags, *(self.speculative if speculative else ()), *chosen.flags, *extra)
-        argv = tuple(_BRACES.sub(lambda match: values[match[1]], part) for part in parts)
+        argv = filled(parts, values)
         env = {**self.env, **(self.thinking if thinking else {}), **chosen.env}
         return Launch(
             f"{self.name}-{backend}", argv, port, env, model=values["model"], health=self.health, deadline=self.load_deadline,
@@ -163,37 +164,22 @@ def parse(text: str, where: Path) -> Recipe:
     return Recipe(**{**found, "backends": backends})
 
 
-#: Annotation, as the dataclasses have it -> what a TOML value must be, and its name in a message.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "str": (str, "a string"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "tuple[str, ...]": (list, "a list of strings"),
-    "Mapping[str, str]": (dict, "a table of strings"),
-    "Mapping[str, Backend]": (dict, "a table"),
-}
-
-
 def _table(data: Mapping[str, Any], kind: type, where: str) -> dict[str, Any]:
-    """The table's values for the dataclass `kind`: known keys, none missing, each of its type."""
-    known = {f.name: f for f in fields(kind)}
-    needed = {name for name, f in known.items() if f.default is f.default_factory}  # both are MISSING where there is no default
-    if unknown := set(data) - set(known):
-        raise UnknownName(f"key of {where}:", sorted(unknown)[0], known)
-    if missing := needed - set(data):
-        raise UsageError(f"{where}: missing keys {sorted(missing)}")
-    return {name: _value(value, str(known[name].type), f"{where}: {name}") for name, value in data.items()}
+    """The table's values for the dataclass `kind`, with no template in a list that is not ours."""
+    found = tomldata.table(data, kind, where)
+    for key, value in found.items():
+        if isinstance(value, tuple):
+            check_templates(value, f"{where}: {key}")
+    return found
 
 
-def _value(value: Any, kind: str, where: str) -> Any:
-    types, called = _KINDS[kind]
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise UsageError(f"{where} is {value!r}, it must be {called}")
-    texts = value if isinstance(value, list) else list(value.values()) if kind == "Mapping[str, str]" else [value]
-    for text in texts:
-        if kind in ("tuple[str, ...]", "Mapping[str, str]") and not isinstance(text, str):
-            raise UsageError(f"{where} holds {text!r}, it must be {called}; put it in quotes")
-        for name in _BRACES.findall(text) if kind == "tuple[str, ...]" else ():
-            if name not in TEMPLATES:
-                raise UnknownName(f"template of {where}", name, TEMPLATES)
-    return tuple(value) if isinstance(value, list) else value
+def check_templates(parts: Sequence[str], where: str) -> None:
+    """`UnknownName` for a word in braces that is no template."""
+    for name in (name for part in parts for name in _BRACES.findall(part)):
+        if name not in TEMPLATES:
+            raise UnknownName(f"template of {where}", name, TEMPLATES)
+
+
+def filled(parts: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
+    """The parts of a command with their templates filled in."""
+    return tuple(_BRACES.sub(lambda match: values[match[1]], part) for part in parts)

@@ -133,4 +133,4 @@ def test_the_summary_is_a_function_of_results() -> None:
     assert "b        random       1       2        1        2      6.0  bit_equal 0.5, unexplained 7" in text
     assert "of the failed: 1 failed" not in text
     assert "of the failed: 1 oom" in text
-    assert "not tested: b: random 3 of 6 (reason)" in text
+    assert "not tested: b: random 3 of 6\n  1: reason" in text

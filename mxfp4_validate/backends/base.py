@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -75,4 +76,26 @@ class Backend(Protocol):
         out: Tensor | None = None,
     ) -> Tensor:
         """One MoE call -> [M, H] bfloat16. `out`, if given, is [M, H] bfloat16 and is written whole and returned."""
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """Optional, for `bench`: the call a server makes, with nothing around it. Without it the bench times `run` and says so."""
+
+    def timed(self, prepared: Any, inputs: MoeInputs, activation: Activation, *, tactic: Tactic = DEFAULT_TACTIC) -> Callable[[], Tensor]:
+        """A closure over everything made beforehand (padded input, constants, output); calling it is the kernel call alone.
+
+        It returns [M, Hp] bfloat16 whose first H columns are the output. What a server computes at every call and the closure does
+        not (routing data, say) the backend names in an attribute `timed_excludes`, a sentence that stands beside its numbers.
+        """
+        ...
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """Optional: a backend that can look for its fastest configuration for a given input."""
+
+    def tune(self, prepared: Any, inputs: MoeInputs, activation: Activation) -> Tactic:
+        """Tune for this number of tokens; the tactic to force from then on."""
         ...

@@ -82,7 +82,7 @@ class Marlin:
         biased = weights.w13_bias is not None or weights.w2_bias is not None
         if biased and "w1_bias" not in self.parameters:
             raise NotSupported("fused_marlin_moe of this sglang takes no biases (it does since sgl-project/sglang#28231)")
-        w = pad_layer(weights.to("cuda"))
+        w = pad_layer(weights.to(self.device))
         layer = torch.nn.Module()
         layer.orig_dtype = torch.bfloat16  # type: ignore[assignment]
         for name, tensor in w.tensors().items():

@@ -166,9 +166,9 @@ class GptOssSm90(_SglangLayer):
     def prepare(self, weights: MoeWeights) -> LayerWeights:
         """Rows interleaved gate, up, gate, ... as in the checkpoint, copied into the class's own buffers, then processed."""
         start_engine(self.runner)
-        w = weights.to("cuda")
+        w = weights.to(self.device)
         method, layer = import_module(self.module).Mxfp4MoEMethod(prefix="model.layers.0.mlp.experts"), self._layer(w)
-        with torch.device("cuda"):
+        with torch.device(self.device):
             method.create_weights(layer, w.num_experts, w.hidden_size, w.intermediate_size, torch.bfloat16, with_bias=True)
         fill_gpt_oss(layer, w)
         method.process_weights_after_loading(layer)
@@ -213,12 +213,12 @@ class DeepSeekV4Sm90(_SglangLayer):
                 f"H={weights.hidden_size}, I={weights.intermediate_size}"
             )
         start_engine(self.runner)
-        w = weights.to("cuda")
+        w = weights.to(self.device)
         fp8 = import_module("sglang.srt.layers.quantization.fp8")
         config = fp8.Fp8Config(is_checkpoint_fp8_serialized=True, weight_block_size=[128, 128], is_fp4_experts=True)
         method, layer = import_module(self.module).Mxfp4FlashinferCutlassMoEMethod(fp8.Fp8MoEMethod(config), prefix="0"), self._layer(w)
         layer.moe_runner_config = SimpleNamespace(is_gated=True)
-        with torch.device("cuda"):
+        with torch.device(self.device):
             method.create_weights(layer, w.num_experts, w.hidden_size, w.intermediate_size, torch.bfloat16)
         _fill(layer.w13_weight, w.w13.view(torch.int8))
         _fill(layer.w2_weight, w.w2.view(torch.int8))
@@ -264,19 +264,22 @@ class GptOssMarlin(_SglangLayer):
 
     def prepare(self, weights: MoeWeights) -> Any:
         """As `GptOssSm90.prepare`, with the engine's runner set to Marlin."""
-        if weights.hidden_size % 128:
-            raise NotSupported(f"sglang does not pad for Marlin and asks H % 128 == 0; H is {weights.hidden_size}")
         start_engine(self.runner)
-        w = weights.to("cuda")
+        w = weights.to(self.device)
         method, layer = import_module(self.module).Mxfp4MoEMethod(prefix="model.layers.0.mlp.experts"), self._layer(w)
-        with torch.device("cuda"):
+        with torch.device(self.device):
             method.create_weights(layer, w.num_experts, w.hidden_size, w.intermediate_size, torch.bfloat16, with_bias=True)
         fill_gpt_oss(layer, w)
         config = import_module("sglang.srt.layers.moe.moe_runner.base").MoeRunnerConfig(
             num_experts=w.num_experts, num_local_experts=w.num_experts, gemm1_alpha=1.702, gemm1_clamp_limit=7.0
         )
         layer.moe_runner_config = config
-        method.process_weights_after_loading(layer)
+        try:
+            method.process_weights_after_loading(layer)
+        except RuntimeError as error:
+            if "not supported by Marlin" not in str(error):
+                raise
+            raise NotSupported(f"sglang itself refuses H={w.hidden_size}, I={w.intermediate_size}: {error}") from error
         method.create_moe_runner(layer, config)
         return SimpleNamespace(layer=layer, method=method)
 

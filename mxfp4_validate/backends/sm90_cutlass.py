@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata, util
 from typing import Any
@@ -152,51 +152,73 @@ class Sm90Cutlass:
             AutoTuner.choose_one = original
         return Tactic("+".join(self.tile_of(p) if p >= 0 else "default" for p in picked), tuple(picked), group="tuned")
 
-    def _call(self, w: Sm90Weights, inputs: MoeInputs, activation: Activation, parallel: Parallel, out: Tensor | None) -> Tensor:
+    def timed(
+        self, prepared: Sm90Weights, inputs: MoeInputs, activation: Activation, *, tactic: Tactic = DEFAULT_TACTIC
+    ) -> Callable[[], Tensor]:
+        """`cutlass_fused_moe` alone: x padded, constants and output made beforehand, the output left as wide as the padding makes it."""
         from flashinfer.fused_moe import cutlass_fused_moe
-        from flashinfer.fused_moe.core import ActivationType
 
         M, H = inputs.x.shape
-        x = inputs.x
-        if w.padded_hidden != H:
-            x = torch.nn.functional.pad(x, (0, w.padded_hidden - H))
+        buffer = torch.empty(M, prepared.padded_hidden, dtype=torch.bfloat16, device=inputs.x.device)
+        args, named = _arguments(prepared, inputs, activation, SINGLE, buffer)
+        view, value = buffer[:, :H], tactic.value
+
+        def choose(runner: Any, tensors: Any, gemm: int) -> int:
+            return int(value[gemm - 1]) if isinstance(value, tuple) else -1
+
+        def call() -> Tensor:
+            with contextlib.nullcontext() if value == "tuned" else _choosing(choose):
+                cutlass_fused_moe(*args, **named)
+            return view
+
+        return call
+
+    def _call(self, w: Sm90Weights, inputs: MoeInputs, activation: Activation, parallel: Parallel, out: Tensor | None) -> Tensor:
+        from flashinfer.fused_moe import cutlass_fused_moe
+
+        M, H = inputs.x.shape
         direct = out is not None and w.padded_hidden == H and out.is_contiguous()
-        buffer = out if direct else torch.full((M, w.padded_hidden), float("nan"), dtype=torch.bfloat16, device=x.device)
-        plain = activation == Activation()
-        constants = [
-            None if plain else torch.full((w.num_experts,), v, dtype=torch.float32, device=x.device)
-            for v in (activation.alpha, activation.beta, float("inf") if activation.limit is None else activation.limit)
-        ]
-        scales = [w.fc1_scale.view(torch.int32), w.fc2_scale.view(torch.int32)]
-        fc1_bias, fc2_bias = _both_biases(w)
-        cutlass_fused_moe(
-            x.contiguous(),
-            inputs.topk_ids,
-            inputs.topk_weights,
-            w.fc1,
-            w.fc2,
-            torch.bfloat16,
-            scales,
-            fc1_expert_biases=fc1_bias,
-            fc2_expert_biases=fc2_bias,
-            swiglu_alpha=constants[0],
-            swiglu_beta=constants[1],
-            swiglu_limit=constants[2],
-            tp_size=parallel.tp_size,
-            tp_rank=parallel.tp_rank,
-            ep_size=parallel.ep_size,
-            ep_rank=parallel.ep_rank,
-            use_w4_group_scaling=True,
-            activation_type=ActivationType.Swiglu,
-            output=buffer,
-            tune_max_num_tokens=max(16, 1 << (M - 1).bit_length()),
-        )
+        buffer = out if direct else torch.full((M, w.padded_hidden), float("nan"), dtype=torch.bfloat16, device=inputs.x.device)
         assert buffer is not None
+        args, named = _arguments(w, inputs, activation, parallel, buffer)
+        cutlass_fused_moe(*args, **named)
         if direct:
             return buffer
         if out is not None:
             return out.copy_(buffer[:, :H])
         return buffer[:, :H].contiguous() if w.padded_hidden != H else buffer
+
+
+def _arguments(w: Sm90Weights, inputs: MoeInputs, activation: Activation, parallel: Parallel, output: Tensor) -> tuple[Any, dict[str, Any]]:
+    """What `cutlass_fused_moe` is called with, by position and by name; `output` is [M, Hp]. Pads x and makes the activation's constants."""
+    from flashinfer.fused_moe.core import ActivationType
+
+    M, H = inputs.x.shape
+    x = inputs.x
+    if w.padded_hidden != H:
+        x = torch.nn.functional.pad(x, (0, w.padded_hidden - H))
+    plain = activation == Activation()
+    constants = [
+        None if plain else torch.full((w.num_experts,), v, dtype=torch.float32, device=x.device)
+        for v in (activation.alpha, activation.beta, float("inf") if activation.limit is None else activation.limit)
+    ]
+    scales = [w.fc1_scale.view(torch.int32), w.fc2_scale.view(torch.int32)]
+    fc1_bias, fc2_bias = _both_biases(w)
+    return (x.contiguous(), inputs.topk_ids, inputs.topk_weights, w.fc1, w.fc2, torch.bfloat16, scales), {
+        "fc1_expert_biases": fc1_bias,
+        "fc2_expert_biases": fc2_bias,
+        "swiglu_alpha": constants[0],
+        "swiglu_beta": constants[1],
+        "swiglu_limit": constants[2],
+        "tp_size": parallel.tp_size,
+        "tp_rank": parallel.tp_rank,
+        "ep_size": parallel.ep_size,
+        "ep_rank": parallel.ep_rank,
+        "use_w4_group_scaling": True,
+        "activation_type": ActivationType.Swiglu,
+        "output": output,
+        "tune_max_num_tokens": max(16, 1 << (M - 1).bit_length()),
+    }
 
 
 def _both_biases(w: Sm90Weights) -> tuple[Tensor | None, Tensor | None]:

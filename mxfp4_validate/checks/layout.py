@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mxfp4_validate.cases import MoeCase
 from mxfp4_validate.checks.context import Context
-from mxfp4_validate.errors import CheckFailed
+from mxfp4_validate.errors import CheckFailed, NotSupported
 from mxfp4_validate.layouts.base import Layout
 from mxfp4_validate.layouts.prepare import Sm90Weights, prepare_sm90, unprepare_sm90
 from mxfp4_validate.layouts.rows import pad_halves, pad_to, swap_halves
@@ -32,7 +32,9 @@ def round_trip(ctx: Context, case: MoeCase) -> dict[str, object]:
     weights, prepared = ctx.layer(case.shape, case.seed)
     layout: Layout | None = getattr(ctx.backend, "layout", None)
     if layout is None or not isinstance(prepared, Sm90Weights):
-        back = ctx.backend.read(prepared) if hasattr(ctx.backend, "read") else prepared
+        if not hasattr(ctx.backend, "read"):
+            raise NotSupported("its bytes are in the vendor's own layout, which is read out through the kernel (readout-fc1, readout-fc2)")
+        back = ctx.backend.read(prepared)
         return {"bytes": sum(_require_same_bytes(back.tensors()[n], t, n) for n, t in weights.tensors().items()), "layout": "canonical"}
     expected = prepare_sm90(weights, layout)
     count = sum(_require_same_bytes(getattr(prepared, n), t, n) for n, t in vars(expected).items() if isinstance(t, Tensor))
@@ -51,7 +53,8 @@ def vendor(ctx: Context, case: MoeCase) -> dict[str, object]:
     )
 
     weights, prepared = ctx.layer(case.shape, case.seed)
-    assert isinstance(prepared, Sm90Weights)
+    if not isinstance(prepared, Sm90Weights):
+        raise NotSupported("FlashInfer's helpers pack for FlashInfer's kernel; this backend has another layout")
     H, I = prepared.padded_hidden, prepared.padded_intermediate  # noqa: E741
     rows13 = pad_halves(swap_halves(weights.w13), I, H // 2)
     count = _require_same_bytes(prepared.fc1, vendor_weights(rows13, "fp4"), "fc1 against the vendor's pack")

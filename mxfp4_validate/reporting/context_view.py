@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from mxfp4_validate.records.store import Result
+from mxfp4_validate.bench.record import BenchRun
+from mxfp4_validate.records.store import Result, Run
+from mxfp4_validate.reporting import bench_view
 from mxfp4_validate.reporting.gates import eval_gate, names, title
 from mxfp4_validate.reporting.inputs import EvalLeg, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.states import MISSING_STATES
@@ -137,13 +139,16 @@ def not_tested(inputs: Inputs, answers: bool = True) -> tuple[tuple[str, str], .
         for name, leg in (("baseline", pair.baseline), ("candidate", pair.candidate)):
             if leg is not None:
                 rows += _leg_gaps(f"{title(pair.suite)} {name}", leg)
+    for bench in inputs.benches:
+        rows += bench_view.gaps(bench)
     if not inputs.kernels:
         rows.append(("kernel suite", "no kernel record was given"))
     if not inputs.pairs:
         rows.append(("evals", "no eval run was given"))
     if inputs.faults is None:
         rows.append(("fault matrix", "not measured for this report: pytest -m faults --fault-matrix FILE, then report --faults FILE"))
-    rows.append(("served log-probabilities", "no token-level comparison was given"))
+    if not any(stage.name == "divergence" for stage in inputs.stages):
+        rows.append(("served log-probabilities", "no token-level comparison was given"))
     if not answers:
         rows.append(("answers", "left out on request (--no-answers)"))
     return tuple(rows)
@@ -182,6 +187,9 @@ def commands(inputs: Inputs) -> tuple[Command, ...]:
     for pair in inputs.pairs:
         legs = (("baseline", pair.baseline), ("candidate", pair.candidate))
         found += [_eval_command(f"{title(pair.suite)} {name}", leg) for name, leg in legs if leg is not None]
+    for bench in inputs.benches:
+        facts = _provenance(bench.run.provenance, bench.source.name, bench.source.sha256)
+        found.append(Command(f"bench {bench.run.id}", bench_view.command(bench.run), facts))
     return tuple(found)
 
 
@@ -236,7 +244,7 @@ def masthead(inputs: Inputs) -> tuple[tuple[str, str], ...]:
         rows += [(name, ", ".join(kinds))] if legs else []
     legs = [leg for p in inputs.pairs for leg in (p.baseline, p.candidate) if leg is not None]
     model = sorted({m for leg in legs for m in [leg.leg.identity.get("model", "")] if m})
-    runs = [record.run for record in inputs.kernels]
+    runs: list[Run | BenchRun] = [*(record.run for record in inputs.kernels), *(record.run for record in inputs.benches)]
     provenances = [r.provenance for r in runs] + [leg.run.provenance for leg in legs]
     gpus = sorted({str(g.get("name")) for p in provenances for g in p.get("gpus", []) if isinstance(g, dict)})
     dates = sorted({d[:10] for d in [*(r.created for r in runs), *(leg.run.created for leg in legs)]})

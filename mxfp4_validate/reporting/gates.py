@@ -11,7 +11,7 @@ from math import isnan
 
 from mxfp4_validate.catalogue import FAMILIES
 from mxfp4_validate.records.store import Result
-from mxfp4_validate.reporting.inputs import EvalPair, Inputs, KernelRecord
+from mxfp4_validate.reporting.inputs import BenchRecord, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.reporting.kernel_view import repro
 from mxfp4_validate.tolerances import BIT_EQUAL_SHARE
 from mxfp4_validate.verdicts import Overall, Verdict
@@ -28,7 +28,7 @@ class Gate:
     """One thing that is decided. The four texts are for people; `outcome` is one of `ORDER`; `anchor` is its place in the page."""
 
     name: str
-    wing: str  # kernel | eval
+    wing: str  # kernel | eval | stage | bench
     outcome: str
     measured: str
     lower: str = ""
@@ -37,6 +37,7 @@ class Gate:
     needs: str = ""
     reasons: tuple[str, ...] = ()
     anchor: str = ""
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,21 @@ def judge(inputs: Inputs) -> Judgement:
     several = len(inputs.kernels) > 1
     gates = [gate for at, record in enumerate(inputs.kernels) for gate in kernel_gates(record, at, several)]
     gates += [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
+    gates += [Gate(s.name, "stage", s.outcome, s.measured, "", "", s.limit, s.needs, s.reasons, "", s.decides) for s in inputs.stages]
+    gates += [bench_gate(record, at) for at, record in enumerate(inputs.benches)]
     gates.sort(key=lambda gate: ORDER.index(gate.outcome))
-    outcome = gates[0].outcome if gates else "INCOMPLETE"
+    outcome = next((gate.outcome for gate in gates if gate.decides), "INCOMPLETE")
     outcome = _together(outcome, inputs.overall, gates)
     return Judgement(tuple(gates), outcome, _sentence(outcome, gates, inputs))
 
 
 def _together(worst: str, overall: Overall | None, gates: Sequence[Gate]) -> str:
     """Of several evals a failure must survive the correction for their number; kernel gates need none, a wrong bit is a wrong bit."""
-    if worst != "FAIL" or overall is None or any(gate.outcome == "FAIL" and gate.wing == "kernel" for gate in gates):
+    if worst != "FAIL" or overall is None or any(gate.outcome == "FAIL" and gate.wing != "eval" for gate in gates):
         return worst
     if overall.exit_code == 1:
         return "FAIL"
-    others = [gate.outcome for gate in gates if gate.outcome != "FAIL"] + ["INCONCLUSIVE"]
+    others = [gate.outcome for gate in gates if gate.outcome != "FAIL" and gate.decides] + ["INCONCLUSIVE"]
     return min(others, key=ORDER.index)
 
 
@@ -134,6 +137,22 @@ def _family_gate(name: str, results: Sequence[Result], expected: int, anchor: st
     return Gate(name, "kernel", outcome, measured, "", "", limit, needs, reasons, anchor)
 
 
+def bench_gate(record: BenchRecord, at: int) -> Gate:
+    """Whether a bench measured what it was asked to, and the right thing; how fast it found anything decides nothing."""
+    run = record.run
+    name, anchor = f"bench {run.id}", f"bench-{at}"
+    wrong = tuple(f"{r.label} at M = {r.tokens}: {r.why}" for r in run.rows if r.outcome == "wrong")
+    asked = [r for r in run.rows if r.outcome != "unavailable"]
+    measured = f"{sum(r.outcome == 'measured' for r in asked)} of {len(asked)} rows measured; speed decides nothing"
+    if wrong:
+        needs = "the timed call did not compute what `run` computes"
+        return Gate(name, "bench", "FAIL", measured, limit="every output as `run`'s", needs=needs, reasons=wrong, anchor=anchor)
+    if run.exit_status == 0:
+        return Gate(name, "bench", "PASS", measured, limit="every output as `run`'s", anchor=anchor)
+    needs = "run the same command again" if run.exit_status is None else "what is missing stands under Not tested"
+    return Gate(name, "bench", "INCOMPLETE", measured, needs=needs, anchor=anchor)
+
+
 def _floor(share: float) -> str:
     """A share in per cent, cut and not rounded: 100 is said of all bits only."""
     return f"{int(share * 1e5) / 1e3:.3f}"
@@ -179,6 +198,7 @@ def change_text(verdict: Verdict, name: str) -> str:
 
 def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
     """One pasteable sentence or two: the outcome, how many gates, and the one that matters."""
+    gates = [gate for gate in gates if gate.decides]
     total = len(gates)
     bad = sum(gate.outcome == outcome for gate in gates)
     of = f"{bad} of {total} gate{'s' * (total != 1)}"
@@ -193,7 +213,7 @@ def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
     }
     named = enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))
     texts = {f"eval-{at}": change_text(p.verdict, name) for at, (p, name) in named if p.verdict and not isnan(p.verdict.estimate)}
-    told = [f"{g.name}: {g.measured}." for g in gates if g.wing == "kernel" and g.outcome == outcome][:1] if outcome != "PASS" else []
+    told = [f"{g.name}: {g.measured}." for g in gates if g.wing != "eval" and g.outcome == outcome][:1] if outcome != "PASS" else []
     told += [texts[g.anchor] for g in gates if g.outcome in (outcome, "FAIL") and g.anchor in texts][:1]
     if not told and outcome != "PASS":
         told = [f"{g.name}: {g.needs.splitlines()[0]}" for g in gates if g.outcome == outcome and g.needs][:1]

@@ -14,11 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mxfp4_validate.reporting import context_view
+from mxfp4_validate.reporting.bench_view import DETAILS, bench_view
 from mxfp4_validate.reporting.clean import clean, script_json
 from mxfp4_validate.reporting.evals_view import GRADES, eval_view, grade_of
 from mxfp4_validate.reporting.gates import SYMBOLS, Judgement, names
 from mxfp4_validate.reporting.history_view import history
-from mxfp4_validate.reporting.inputs import EvalLeg, Inputs, KernelRecord
+from mxfp4_validate.reporting.inputs import BenchRecord, EvalLeg, Inputs, KernelRecord
 from mxfp4_validate.reporting.kernel_view import kernel_view
 
 _HERE = Path(__file__).resolve().parent.parent
@@ -55,10 +56,12 @@ def render(inputs: Inputs, judgement: Judgement, answers: bool = True) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
         masthead=context_view.masthead(inputs),
-        contents=_contents(bool(evals), bool(kernels), bool(series)),
+        contents=_contents(bool(evals), bool(kernels), bool(series), bool(inputs.benches)),
         compared=[context_view.compared(pair, name) for pair, name in zip(inputs.pairs, called, strict=True) if pair.candidate is not None],
         evals=evals,
         kernels=kernels,
+        benches=[bench_view(record, at) for at, record in enumerate(inputs.benches)],
+        bench_details=DETAILS,
         ladder=context_view.ladder(inputs),
         faults=inputs.faults,
         fault_survivors=[name for name, (_, caught) in inputs.faults.rows.items() if not caught] if inputs.faults else [],
@@ -80,12 +83,13 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _contents(evals: bool, kernels: bool, history: bool) -> list[tuple[str, str]]:
+def _contents(evals: bool, kernels: bool, history: bool, bench: bool) -> list[tuple[str, str]]:
     rows = [
         ("gates", "Gates", True),
         ("compared", "What was compared", True),
         ("evals", "End to end", evals),
         ("kernel", "Kernel", kernels),
+        ("bench", "Speed", bench),
     ]
     rows += [("layouts", "Layouts", kernels), ("ladder", "Where it breaks", True), ("seen", "Would we have seen it?", True)]
     rows += [
@@ -104,7 +108,14 @@ def records(inputs: Inputs) -> dict[str, Any]:
         for p in inputs.pairs
     ]
     faults = {name: list(caught) for name, (_, caught) in inputs.faults.rows.items()} if inputs.faults else None
-    return {"version": inputs.version, "kernels": [_kernel(record) for record in inputs.kernels], "evals": pairs, "faults": faults}
+    found = {"version": inputs.version, "kernels": [_kernel(record) for record in inputs.kernels], "evals": pairs, "faults": faults}
+    return found | {"benches": [_bench(record) for record in inputs.benches]}
+
+
+def _bench(record: BenchRecord) -> dict[str, Any]:
+    run = record.run
+    about = {"id": run.id, "created": run.created, "version": run.version, "settings": run.settings, "facts": run.facts}
+    return {"source": asdict(record.source), "run": about | {"exit_status": run.exit_status}, "rows": [asdict(row) for row in run.rows]}
 
 
 def _kernel(record: KernelRecord) -> dict[str, Any]:

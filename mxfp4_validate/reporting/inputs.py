@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mxfp4_validate.bench.record import BenchRun
 from mxfp4_validate.records.evals import EvalRun
 from mxfp4_validate.records.store import Result, Run
 from mxfp4_validate.verdicts import Leg, Overall, Verdict
@@ -67,7 +68,10 @@ class EvalLeg:
 
 @dataclass(frozen=True)
 class EvalPair:
-    """Two runs of one eval and what came of comparing them. `refused` says why there is no verdict; a lone run has no candidate."""
+    """Two runs of one eval and what came of comparing them. `refused` says why there is no verdict; a lone run has no candidate.
+
+    `published` are the scores that others have published of this model, a line each.
+    """
 
     suite: str
     baseline: EvalLeg
@@ -75,6 +79,28 @@ class EvalPair:
     verdict: Verdict | None
     refused: str = ""
     incomplete: bool = False
+    published: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage of a plan that is neither kernel record nor eval: launch, canary, divergence. Only if it `decides` does it count for the whole."""
+
+    name: str
+    outcome: str
+    measured: str
+    limit: str = ""
+    needs: str = ""
+    reasons: tuple[str, ...] = ()
+    decides: bool = True
+
+
+@dataclass(frozen=True)
+class BenchRecord:
+    """One bench."""
+
+    source: Source
+    run: BenchRun
 
 
 @dataclass(frozen=True)
@@ -97,3 +123,5 @@ class Inputs:
     overall: Overall | None = None
     faults: FaultMatrix | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stages: Sequence[StageRow] = ()
+    benches: Sequence[BenchRecord] = ()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mxfp4_validate.records.store import Result
+
+
+#: Reasons for what was not tested that a backend's lines spell out.
+REASONS = 6
 
 
 def summary(results: Sequence[Result], planned: Mapping[tuple[str, str], int], facts: Mapping[str, str]) -> list[str]:
@@ -65,13 +70,14 @@ def _findings(results: Sequence[Result]) -> list[str]:
 
 def _untested(results: Sequence[Result], planned: Mapping[tuple[str, str], int]) -> list[str]:
     lines = []
-    reasons = {r.backend: r.message for r in results if r.outcome == "unavailable"}
+    reasons = Counter((r.backend, (r.message.splitlines() or [""])[0]) for r in results if r.outcome == "unavailable")
     for backend in dict.fromkeys(backend for backend, _ in planned):
         missing = []
         for (name, family), total in planned.items():
             ran = sum((r.backend, r.family) == (name, family) and r.outcome != "unavailable" for r in results)
             missing += [f"{family} {total - ran} of {total}"] if name == backend and ran < total else []
         if missing:
-            reason = f" ({reasons[backend]})" if backend in reasons else ""
-            lines.append(f"not tested: {backend}: {', '.join(missing)}{reason}")
+            lines.append(f"not tested: {backend}: {', '.join(missing)}")
+            mine = [f"  {count}: {reason}" for (name, reason), count in reasons.most_common() if name == backend]
+            lines += mine[:REASONS] + [f"  and {len(mine) - REASONS} more reasons, in the record"] * (len(mine) > REASONS)
     return lines

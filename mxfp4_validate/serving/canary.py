@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mxfp4_validate.endpoint.attempt import Attempt
@@ -12,6 +12,8 @@ from mxfp4_validate.endpoint.client import Client
 from mxfp4_validate.endpoint.request import build_body
 from mxfp4_validate.evalspec import Sampling
 
+#: One prompt as a server takes it.
+Messages = Sequence[Mapping[str, str]]
 PROMPTS = (
     "Write the numbers from one to thirty as words, separated by commas.",
     "Explain in three sentences why the sky is blue.",
@@ -26,16 +28,36 @@ _RUN = re.compile(r"(\S)\1{39,}")
 async def canary(clients: Sequence[Client], model: str, sampling: Sampling, count: int) -> list[str]:
     """What is wrong with `count` generations asked all at once; empty if nothing is. Failing requests are left to the run's own retries."""
     short = replace(sampling, max_tokens=min(TOKENS, sampling.max_tokens))
-    asked = [clients[i % len(clients)].complete(build_body(model, _messages(i), short, seed=i), 300.0, f"canary.{i}") for i in range(count)]
-    attempts = await asyncio.gather(*asked)
-    return [f"canary {i}: {why}" for i, attempt in enumerate(attempts) for why in [_wrong(attempt)] if why]
+    attempts = await generate(clients, model, short, plain_prompts(count))
+    return [f"canary {i}: {why}" for i, attempt in enumerate(attempts) for why in [wrong(attempt)] if why]
 
 
-def _messages(number: int) -> list[dict[str, str]]:
-    return [{"role": "user", "content": PROMPTS[number % len(PROMPTS)]}]
+async def generate(
+    clients: Sequence[Client], model: str, sampling: Sampling, prompts: Sequence[Messages], concurrency: int = 2048, deadline: float = 300.0
+) -> list[Attempt]:
+    """One generation for each prompt, `concurrency` in flight, shared among the clients; `deadline` in seconds for each."""
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(place: int, messages: Messages) -> Attempt:
+        async with gate:
+            return await clients[place % len(clients)].complete(
+                build_body(model, messages, sampling, seed=place), deadline, f"canary.{place}"
+            )
+
+    return list(await asyncio.gather(*(one(place, messages) for place, messages in enumerate(prompts))))
 
 
-def _wrong(attempt: Attempt) -> str:
+def plain_prompts(count: int) -> list[Messages]:
+    """Our own four, in turn."""
+    return [_messages(PROMPTS[number % len(PROMPTS)]) for number in range(count)]
+
+
+def _messages(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
+
+
+def wrong(attempt: Attempt) -> str:
+    """How this generation is numeric rubbish, "" if it is not or there is none."""
     if "nan-output" in attempt.flags:
         return f"NaN in the output: {attempt.error}"
     if attempt.reply is None:

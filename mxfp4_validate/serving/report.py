@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mxfp4_validate
 from mxfp4_validate import manifest
+from mxfp4_validate.bench import record as bench
 from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
 from mxfp4_validate.records import evals
 from mxfp4_validate.records.evals import EvalStore
@@ -23,8 +24,8 @@ from mxfp4_validate.records.store import Run, Store
 from mxfp4_validate.reporting import html, junit, markdown, plain
 from mxfp4_validate.reporting.clean import head_tail
 from mxfp4_validate.reporting.gates import judge
-from mxfp4_validate.reporting.inputs import AnswerRow, EvalLeg, EvalPair, FaultMatrix, Inputs, KernelRecord, Source
-from mxfp4_validate.serving.comparison import CompareOptions, compare_runs
+from mxfp4_validate.reporting.inputs import AnswerRow, BenchRecord, EvalLeg, EvalPair, FaultMatrix, Inputs, KernelRecord, Source
+from mxfp4_validate.serving.comparison import CompareOptions, compare_runs, published_lines
 from mxfp4_validate.serving.legs import read_leg
 from mxfp4_validate.serving.names import shown
 from mxfp4_validate.verdicts import combine
@@ -67,20 +68,26 @@ def write(path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}; name another file with -o") from error
 
 
-def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None = None, answers: bool = True) -> Inputs:
-    """Everything that is in `paths`: kernel records, and eval runs paired baseline, candidate in the order given, eval by eval."""
-    kernels, runs = [], dict[str, list[Path]]()
+def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None = None, answers: bool = True, planned: int = 0) -> Inputs:
+    """Everything that is in `paths`: kernel and bench records, and eval runs paired baseline, candidate in the order given, eval by eval.
+
+    `planned` is how many evals there were to be, for the correction of failures.
+    """
+    kernels, benches, runs = [], list[BenchRecord](), dict[str, list[Path]]()
     for path in paths:
-        if schema(path) >= evals.SCHEMA_VERSION:
+        found = schema(path)
+        if found >= bench.SCHEMA_VERSION:
+            benches.append(BenchRecord(_source(path), bench.read_bench(path)))
+        elif found >= evals.SCHEMA_VERSION:
             with EvalStore.open(path) as store:
                 runs.setdefault(store.run().suite, []).append(path)
         else:
             kernels.append(read_kernel(path))
     pairs = [pair for suite, given in runs.items() for pair in _pairs(suite, given, options, answers)]
     verdicts = [pair.verdict for pair in pairs if pair.verdict is not None]
-    overall = combine(verdicts) if len(verdicts) > 1 else None
+    overall = combine(verdicts, planned) if verdicts and max(planned, len(verdicts)) > 1 else None
     matrix = read_faults(faults) if faults else None
-    return Inputs(mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix)
+    return Inputs(mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix, benches=tuple(benches))
 
 
 def _pairs(suite: str, paths: Sequence[Path], options: CompareOptions, answers: bool) -> list[EvalPair]:
@@ -91,17 +98,24 @@ def _pairs(suite: str, paths: Sequence[Path], options: CompareOptions, answers: 
             verdict, refused, incomplete = compare_runs(paths[at], paths[at + 1], options), "", False
         except (IncompleteRun, InvalidRun, UsageError) as error:
             verdict, refused, incomplete = None, str(error), isinstance(error, IncompleteRun)
-        found.append(EvalPair(suite, legs[at], legs[at + 1], verdict, refused, incomplete))
+        found.append(EvalPair(suite, legs[at], legs[at + 1], verdict, refused, incomplete, _published(legs[at + 1], options)))
     if len(paths) % 2:
         found.append(EvalPair(suite, legs[-1], None, None))
     return found
+
+
+def _published(leg: EvalLeg, options: CompareOptions) -> tuple[str, ...]:
+    """What others have published of the model that the leg ran."""
+    anchor = options.anchor if options.anchor is not None else leg.run.settings.get("anchor", "")
+    identity = leg.leg.identity
+    return tuple(published_lines(anchor, identity.get("model_path", identity.get("model", "")), leg.run.suite))
 
 
 def schema(path: Path) -> int:
     """The schema version of the record at `path`, a file or an eval run's folder."""
     file = evals.run_file(path)
     if not file.is_file():
-        raise UsageError(f"no run at {path}; give kernel records (*.sqlite) and eval runs (their folders)")
+        raise UsageError(f"no run at {path}; give kernel and bench records (*.sqlite) and eval runs (their folders)")
     try:
         with closing(sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True)) as db:
             return int(db.execute("PRAGMA user_version").fetchone()[0])

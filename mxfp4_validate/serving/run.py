@@ -7,10 +7,11 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from mxfp4_validate import provenance, states
 from mxfp4_validate.endpoint.address import Address, Secret
@@ -30,11 +31,16 @@ from mxfp4_validate.serving.progress import Progress
 
 #: Exit status by how a collection ended, if samples are missing.
 _STATUS = {"done": IncompleteRun.exit_code, "gave-up": IncompleteRun.exit_code, "invalid": InvalidRun.exit_code, "interrupted": 130}
+#: Seconds between two looks at whether a launched server still runs.
+_WATCH_S = 0.2
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where and how to ask. `model` None takes the only one served; `expect_backend` None asks for nothing."""
+    """Where and how to ask. `model` None takes the only one served; `expect_backend` None asks for nothing.
+
+    `gone` says why a server that we launched will not come back, "" while it runs: no outage is waited out then.
+    """
 
     addresses: tuple[Address, ...]
     key: Secret
@@ -44,6 +50,7 @@ class Servers:
     limits: Limits = field(default_factory=Limits)
     canaries: int = 4
     show_accuracy: bool = False
+    gone: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,37 @@ class Finished:
     ending: Ending
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run to do: its plan, its servers, how to ask, and its folder."""
+
+    planned: Planned
+    servers: Servers
+    options: Options
+    out: Path
+
+
 def run_eval(planned: Planned, servers: Servers, options: Options, out: Path, say: Callable[[str], None] | None = None) -> Finished:
     """Run or resume; never raises once the record exists, so that everything kept is reported."""
+    return run_evals([Job(planned, servers, options, out)], say)[0]
+
+
+def run_evals(jobs: Sequence[Job], say: Callable[[str], None] | None = None) -> list[Finished]:
+    """Several runs at one time, each as `run_eval`; the first that must not go on ends all of them."""
     say = say or (lambda text: print(shown(text), file=sys.stderr))
-    with FolderLock(out):
-        path = run_file(out)
-        store = _open_or_create(path, planned)
-        try:
-            return asyncio.run(_run(planned, servers, options, store, say))
-        finally:
-            store.close()
+    with ExitStack() as stack:
+        stores = []
+        for job in jobs:
+            stack.enter_context(FolderLock(job.out))
+            stores.append(_open_or_create(run_file(job.out), job.planned))
+            stack.callback(stores[-1].close)
+        return asyncio.run(_run_all(jobs, stores, say))
+
+
+async def _run_all(jobs: Sequence[Job], stores: Sequence[EvalStore], say: Callable[[str], None]) -> list[Finished]:
+    interrupts = _Interrupts()
+    runs = [_run(j.planned, j.servers, j.options, store, say, interrupts) for j, store in zip(jobs, stores, strict=True)]
+    return list(await asyncio.gather(*runs))
 
 
 def _open_or_create(path: Path, planned: Planned) -> EvalStore:
@@ -85,7 +113,9 @@ def _open_or_create(path: Path, planned: Planned) -> EvalStore:
     return store
 
 
-async def _run(planned: Planned, servers: Servers, options: Options, store: EvalStore, say: Callable[[str], None]) -> Finished:
+async def _run(
+    planned: Planned, servers: Servers, options: Options, store: EvalStore, say: Callable[[str], None], interrupts: _Interrupts
+) -> Finished:
     found = store.states()
     left = [task for task in planned.tasks if found.get((task.question_id, task.repeat)) not in states.MODEL_STATES]
     if not left:
@@ -107,7 +137,10 @@ async def _run(planned: Planned, servers: Servers, options: Options, store: Eval
         writer = Writer(store, grader_of(planned), planned.fingerprint["grader"])
         collector = Collector(clients, identities, options, writer)
         extra = _accuracy_of(writer) if servers.show_accuracy else None
-        ending = await _collect(collector, left, len(planned.tasks), planned.spec.name, extra)
+        with interrupts.stopping(collector), Progress(planned.spec.name, len(planned.tasks), len(planned.tasks) - len(left)) as progress:
+            progress.extra = extra
+            collector.on_done = progress
+            ending = await _collect(collector, left, servers.gone)
     finished = _finish(store, planned, ending)
     _name_missing(store, say)
     return finished
@@ -129,30 +162,59 @@ def _accuracy_of(writer: Writer) -> Callable[[], str]:
     )
 
 
-async def _collect(collector: Collector, left: Sequence[Task], total: int, name: str, extra: Callable[[], str] | None) -> Ending:
-    loop, interrupts = asyncio.get_running_loop(), 0
+class _Interrupts:
+    """SIGINT and SIGTERM while anything is collected: the first writes what has come back, the second leaves at once."""
 
-    def interrupted(name: str) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts > 1:
+    _LABELS: ClassVar = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+    def __init__(self) -> None:
+        self._collectors: list[Collector] = []
+        self._label = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def stopping(self, collector: Collector) -> Iterator[None]:
+        """Signals stop this collector, too, as long as the context lasts."""
+        loop = asyncio.get_running_loop()
+        if not self._collectors:
+            self._before = {number: signal.getsignal(number) for number in self._LABELS}
+            for number, label in self._LABELS.items():
+                loop.add_signal_handler(number, self._interrupted, label)
+        self._collectors.append(collector)
+        if self._label:
+            collector.stop("interrupted", self._label)
+        try:
+            yield
+        finally:
+            self._collectors.remove(collector)
+            for number, handler in () if self._collectors else self._before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)  # asyncio leaves the default, which would end us without a word
+
+    def _interrupted(self, label: str) -> None:
+        if self._label:
             os._exit(130)
-        print(f"\n{name}: writing what has come back; once more to leave at once", file=sys.stderr, flush=True)
-        collector.stop("interrupted", name)
+        self._label = label
+        print(f"\n{label}: writing what has come back; once more to leave at once", file=sys.stderr, flush=True)
+        for collector in self._collectors:
+            collector.stop("interrupted", label)
 
-    labels = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-    before = {number: signal.getsignal(number) for number in labels}
-    for number, label in labels.items():
-        loop.add_signal_handler(number, interrupted, label)
+
+async def _collect(collector: Collector, left: Sequence[Task], gone: Callable[[], str] | None) -> Ending:
+    """All tasks; stopped as soon as a server that we launched has ended, because nobody will start it again."""
+
+    async def watch() -> None:
+        while gone is not None:
+            if text := gone():
+                collector.stop("gave-up", text)
+                return
+            await asyncio.sleep(_WATCH_S)
+
+    watching = asyncio.create_task(watch())
     try:
-        with Progress(name, total, total - len(left)) as progress:
-            progress.extra = extra
-            collector.on_done = progress
-            return await collector.collect(left)
+        return await collector.collect(left)
     finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)  # asyncio leaves the default, which would end us without a word
+        watching.cancel()
 
 
 def grader_of(planned: Planned) -> Callable[[str, str], Mapping[str, Grade]]:

@@ -10,12 +10,13 @@ from mxfp4_validate.verdicts.preconditions import ALARM
 from mxfp4_validate.verdicts.results import Outcome, Overall, Verdict
 
 
-def combine(verdicts: Sequence[Verdict]) -> Overall:
+def combine(verdicts: Sequence[Verdict], planned: int = 0) -> Overall:
     """PASS if every one passed; FAIL if any failure survives Holm; then INVALID, then INCONCLUSIVE.
 
     The pass side is an intersection-union test and needs no correction. On the fail side three benchmarks would fail an
     identical candidate 14 % of the time; Holm (1979) keeps that at the error of one. An alarm enters scaled from its own 1 %
-    to alpha. A failure that does not survive leaves the whole INCONCLUSIVE, never PASS.
+    to alpha. A failure that does not survive leaves the whole INCONCLUSIVE, never PASS. With `planned` benchmarks a plan that stopped
+    early is corrected for all of them: those not run count as if nothing had failed.
     """
     if not verdicts:
         raise UsageError("there is no verdict to combine")
@@ -23,8 +24,8 @@ def combine(verdicts: Sequence[Verdict]) -> Overall:
     if len(alphas) > 1:
         raise UsageError(f"the verdicts were made at different alpha: {sorted(alphas)}")
     alpha = alphas.pop()
-    adjusted = holm([_fail_side(verdict, alpha) for verdict in verdicts])
-    failed = [v for v, p in zip(verdicts, adjusted, strict=True) if v.outcome.exit_code == 1 and p <= alpha]
+    adjusted = holm([*(_fail_side(verdict, alpha) for verdict in verdicts), *[1.0] * (planned - len(verdicts))])
+    failed = [v for v, p in zip(verdicts, adjusted, strict=False) if v.outcome.exit_code == 1 and p <= alpha]
     if failed:
         outcome = Outcome.FAIL
     elif any(verdict.outcome is Outcome.INVALID for verdict in verdicts):
@@ -33,8 +34,8 @@ def combine(verdicts: Sequence[Verdict]) -> Overall:
         outcome = Outcome.PASS
     else:
         outcome = Outcome.INCONCLUSIVE
-    reasons = tuple(_reason(v, p, alpha, len(verdicts)) for v, p in zip(verdicts, adjusted, strict=True) if v.outcome is not Outcome.PASS)
-    return Overall(outcome, reasons, {v.suite: p for v, p in zip(verdicts, adjusted, strict=True)})
+    reasons = tuple(_reason(v, p, alpha, len(adjusted)) for v, p in zip(verdicts, adjusted, strict=False) if v.outcome is not Outcome.PASS)
+    return Overall(outcome, reasons, {v.suite: p for v, p in zip(verdicts, adjusted, strict=False)})
 
 
 def _fail_side(verdict: Verdict, alpha: float) -> float:

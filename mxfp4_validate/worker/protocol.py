@@ -16,7 +16,7 @@ OUTCOMES = ("passed", "failed", "error", "oom", "unavailable")
 class Request:
     """One thing asked of a child. `target` is a check's `module:function`; `fault` names a deliberate fault to inject."""
 
-    op: str  # check | availability
+    op: str  # check | availability | bench
     backend: str
     check: str = ""
     target: str = ""

@@ -1,0 +1,1 @@
+"""Plans: one TOML file a plan, read by `mxfp4_validate.plans.files`."""

@@ -1,0 +1,134 @@
+"""sglang 0.5.12.post1's own MoE classes, its Python as it stands, over emulated kernels: bytes, plumbing, and the defects in its sources."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxfp4_validate.errors import UsageError
+from mxfp4_validate.records.store import Store
+from mxfp4_validate.waivers import Waiver, load, waiver_for
+
+ROOT = Path(__file__).resolve().parent.parent
+WHEEL = ROOT / ".vendor" / "sglang-0.5.12.post1"
+pytestmark = pytest.mark.skipif(not WHEEL.is_dir(), reason=f"{WHEEL.name} is not fetched; run: python tools/vendor.py")
+
+
+def kernel(tmp_path: Path, backend: str, *arguments: str) -> tuple[int, str, list[Any]]:
+    """`pytest -m kernel` with a backend of the rig: exit status, output, results."""
+    record = tmp_path / "run.sqlite"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "kernel", "-p", "no:cacheprovider", f"--record={record}"]
+    done = subprocess.run(
+        [*command, f"--backend=tests.sglang_rig:{backend}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    if not record.exists():
+        return done.returncode, done.stdout, []
+    with Store.open(record) as store:
+        return done.returncode, done.stdout, store.results()
+
+
+@pytest.mark.parametrize(
+    ("backend", "case", "least"),
+    [
+        ("gpt_oss_sm90", "gpt-oss-mini/m[179]*", {"layout": 1, "probe": 8, "random": 4, "parallel": 5, "metamorphic": 3, "poison": 1}),
+        ("dsv4_sm90", "dsv4-mini/m[179]*", {"layout": 1, "probe": 8, "random": 4, "parallel": 4, "metamorphic": 5, "poison": 1}),
+        ("marlin", "dsv4-mini/m[179]*", {"probe": 10, "random": 4, "parallel": 4, "metamorphic": 5, "poison": 1}),
+    ],
+)
+def test_the_classes_a_server_runs(tmp_path: Path, backend: str, case: str, least: dict[str, int]) -> None:
+    """Processed bytes are our layout's, outputs are the twin's bits; what the classes cannot be asked says why."""
+    status, text, results = kernel(tmp_path, backend, f"--case={case}")
+    assert status == 0, text
+    outcomes = Counter(r.outcome for r in results)
+    assert set(outcomes) == {"passed", "unavailable"}, text
+    passed = Counter(r.family for r in results if r.outcome == "passed")
+    assert all(passed[family] >= count for family, count in least.items()), passed
+    assert all(r.message for r in results if r.outcome == "unavailable")
+    equal = [r.metrics["bit_equal"] for r in results if "bit_equal" in r.metrics and r.outcome == "passed"]
+    assert equal
+    assert min(equal) == 1.0
+
+
+def test_gpt_oss_on_marlin_fails_and_is_waived(tmp_path: Path) -> None:
+    """The known failure is recorded with its upstream issue; without waivers it fails like any other."""
+    arguments = ("--case=gpt-oss-even/m17/*", "--check=twin")
+    status, text, results = kernel(tmp_path, "gpt_oss_marlin", *arguments)
+    assert status == 0, text
+    assert [r.outcome for r in results] == ["passed"]
+    assert "sglang/pull/28231" in results[0].metrics["waiver"]
+    assert "unexplained" in results[0].metrics["waiver"]
+    assert "waiver: tests.sglang_rig:gpt_oss_marlin twin-gpt-oss-even" in text
+    (tmp_path / "run.sqlite").unlink()
+    status, text, results = kernel(tmp_path, "gpt_oss_marlin", *arguments, "--no-waivers")
+    assert (status, [r.outcome for r in results]) == (1, ["failed"]), text
+
+
+FACTS = {"sglang": "0.5.12.post1"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "case", "facts", "covered"),
+    [
+        ("sglang:gpt-oss-marlin", "gpt-oss-20b/m1/random/s0", FACTS, True),
+        ("mine:marlin", "gpt-oss-20b/m1/random/s0", FACTS | {"backend": "sglang:gpt-oss-marlin"}, True),
+        ("sglang:gpt-oss-marlin", "gpt-oss-20b/m1/random/s0", {"sglang": "0.5.22.post2"}, True),
+        ("sglang:gpt-oss-marlin", "gpt-oss-20b/m1/random/s0", {"sglang": "0.5.23"}, False),
+        ("sglang:gpt-oss-marlin", "gpt-oss-20b/m1/random/s0", {"sglang": "0.5.11"}, False),
+        ("sglang:gpt-oss-marlin", "gpt-oss-20b/m1/random/s0", {}, False),
+        ("sglang:gpt-oss-marlin", "dsv4-flash/m1/random/s0", FACTS, False),
+        ("marlin", "gpt-oss-20b/m1/random/s0", FACTS, False),
+    ],
+)
+def test_a_waiver_holds_for_its_versions_only(backend: str, case: str, facts: dict[str, str], covered: bool) -> None:
+    assert (waiver_for(backend, "twin", case, facts) is not None) is covered
+
+
+def test_a_waiver_needs_an_issue(tmp_path: Path) -> None:
+    file = tmp_path / "waivers.toml"
+    fields = dict.fromkeys(Waiver.__dataclass_fields__, "x")
+    file.write_text("[[waiver]]\n" + "".join(f'{k} = "{v}"\n' for k, v in fields.items()), encoding="utf-8")
+    with pytest.raises(UsageError, match="is no address; a waiver is bound to an issue"):
+        load(file)
+    file.write_text('[[waiver]]\nbackend = "x"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="has exactly backend, check, case"):
+        load(file)
+
+
+@pytest.fixture(scope="module")
+def defects() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-m", "tests.sglang_defects"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence"),
+    [
+        ("gpt-oss-on-marlin", "values unexplained"),
+        ("gpt-oss-2880-on-marlin", "not supported by Marlin"),
+        ("gpt-oss-load-tp4", "size of tensor a (1440) must match the size of tensor b (1472)"),
+        ("gpt-oss-load-tp8", "size of tensor a (720) must match the size of tensor b (768)"),
+        ("padding-id-under-ep", "ids [-1, 5] of the last rank become [3, 1]"),
+        ("expert-zero", "written to experts [0, 1, 2, 3]"),
+        ("scale-sign", "scales times -1.25 give the same bytes"),
+        ("routed-scale-ignored", "changes no bit"),
+        ("constants-of-the-config", "used [1.702, 7.0]"),
+        ("default-hash-table", "[[0, 1, 2], [1, 2, 3], [2, 3, 0]]"),
+    ],
+)
+def test_a_defect_of_the_sources_shows(defects: dict[str, Any], name: str, evidence: str) -> None:
+    """docs/findings.md lists them; a newer wheel in which one is mended fails here and takes it off the list."""
+    assert defects[name]["shown"], defects[name]
+    assert evidence in defects[name]["evidence"]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_loader_of_gpt_oss_is_right_where_shards_are_whole_blocks(defects: dict[str, Any], tp: int) -> None:
+    """The control of the two shapes above: TP=1 and TP=2 load."""
+    assert not defects[f"gpt-oss-load-tp{tp}"]["shown"], defects[f"gpt-oss-load-tp{tp}"]
