@@ -137,6 +137,14 @@ CHECKS: tuple[Check, ...] = (
         _RANDOM_CUDA,
     ),
     Check(
+        "routed-scale",
+        "random",
+        "shared expert and routed_scaling_factor, inside the weights and after them",
+        "shared:routed_scale",
+        _cases("dsv4-mini", tokens=(17,)),
+        _cases("dsv4-flash", tokens=(17, 129)) + _cases("dsv4-mini", tokens=(17,)),
+    ),
+    Check(
         "repeat",
         "determinism",
         "identical calls return identical bits, per tactic group",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends.base import DEFAULT_TACTIC, Tactic
+from mxfp4_validate.backends.combine import engine_layer
 from mxfp4_validate.backends.emulate import Emulated, Stages
 from mxfp4_validate.cases import DEEPSEEK_V4, SINGLE, Activation, Parallel
 from mxfp4_validate.formats import e2m1, e8m0
@@ -19,6 +20,7 @@ from mxfp4_validate.layouts.rows import interleave_gpt_oss, swap_halves
 from mxfp4_validate.layouts.sm90_a import SM90_A
 from mxfp4_validate.layouts.sm90_b import SM90_B
 from mxfp4_validate.reference.interval import round_bf16
+from mxfp4_validate.reference.layer import RoutedScale
 from mxfp4_validate.reference.rounding import RoundingModel
 
 Load = Callable[[MoeWeights], MoeWeights]
@@ -267,6 +269,16 @@ OUT: dict[str, Callable[[Tensor, MoeInputs], Tensor]] = {
 }
 
 
+#: How a shared expert is added wrongly: (shared, routed(factor), factor) -> the layer's output.
+LAYER: dict[str, Callable[[Tensor, Callable[[float], Tensor], float], Tensor]] = {
+    "omitted": lambda shared, routed, factor: shared + routed(1.0),
+    "twice": lambda shared, routed, factor: shared.clone().add_(routed(factor), alpha=factor),
+    "on_shared": lambda shared, routed, factor: (shared + routed(1.0)) * factor,
+    "shared_divided": lambda shared, routed, factor: shared / factor + routed(factor),
+    "shared_dropped": lambda shared, routed, factor: routed(factor),
+}
+
+
 @dataclass
 class Faulty(Emulated):
     """An `Emulated` whose stages call the hooks of one fault. What it declares stays that of the healthy backend."""
@@ -295,6 +307,11 @@ class Faulty(Emulated):
         activation = ACTIVATION[self.hooks["activation"]](activation) if "activation" in self.hooks else activation
         parallel = PARALLEL[self.hooks["parallel"]](parallel) if "parallel" in self.hooks else parallel
         return super().compute(weights, inputs, activation, parallel, model)
+
+    def layer(self, shared: Tensor, routed: Callable[[float], Tensor], routed_scaling_factor: float, mode: RoutedScale) -> Tensor:
+        if "layer" in self.hooks:
+            return LAYER[self.hooks["layer"]](shared, routed, routed_scaling_factor)
+        return engine_layer(shared, routed, routed_scaling_factor, mode)
 
     def run(
         self,

@@ -2,7 +2,8 @@
 
 `inject(backend, name)` wraps an `Emulated` backend. `CATCHERS` are the checks of the matrix, on the smallest cases that show every fault.
 Numbers refer to the catalogue in `docs/faults.md`. Stages: load (canonical bytes), pack (what the packer returns), view (what the kernel
-reads), inputs and activation (the call), parallel (the rank), stages (arithmetic), out (the result).
+reads), inputs and activation (the call), parallel (the rank), stages (arithmetic), out (the result), layer
+(how the shared expert is added).
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ FAULTS: tuple[Fault, ...] = (
     _f("F37", "bias2-every-rank", "second bias added on every TP rank", "tp2 tp-bias-once", parallel="rank_zero"),
     _f("F38", "e8m0-ocp", "scale bytes 0 and 255 read as OCP does", "scale-codes", DSV4, model_hook="ocp"),
     _f("F40", "routed-scale-twice", "routing weights scaled by 1.5 once more", "probe-b2 twin", inputs="scaled"),
+    _f("F40", "routed-scale-omitted", "routed_scaling_factor left out", "routed-scale", DSV4, layer="omitted"),
+    _f("F40", "routed-scale-in-both-places", "applied in the weights and while adding", "routed-scale", DSV4, layer="twice"),
+    _f("F40", "routed-scale-on-shared", "applied to the sum with the shared expert", "routed-scale", DSV4, layer="on_shared"),
+    _f("F41", "shared-over-factor", "shared expert divided by the factor", "routed-scale", DSV4, layer="shared_divided"),
+    _f("F42", "shared-dropped", "shared expert left out", "routed-scale", DSV4, layer="shared_dropped"),
     _f("F43", "not-renormalised", "routing weights not renormalised", "probe-b2 twin", inputs="not_renormalised"),
     _f("F44", "weights-permuted", "routing weights of the wrong slots", "probe-b2 twin", inputs="weights_rolled"),
     _f("F48", "weights-bf16", "routing weights rounded to bf16", "twin", inputs="weights_bf16"),
@@ -108,6 +114,7 @@ CATCHERS: tuple[tuple[str, str], ...] = (
     ("probe-s1", "m7/random"), ("probe-s2", "m3/random"), ("probe-d1", "m7/random"), ("twin", "m16/random"), ("twin-foreign", "m33/foreign"),
     ("single-row", "m17/random"), ("expert-permutation", "m17/random"), ("repeat", "m17/random"), ("tp2", "m9/random"),
     ("tp-bias-once", "m9/random"), ("ep2", "m9/foreign"), ("ep4", "m9/foreign"), ("no-local-expert", "m9/random"), ("scale-codes", "m3/random"),
+    ("routed-scale", "m17/random"),
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mxfp4_validate.backends.base import DEFAULT_TACTIC, Available, Tactic, Unavailable
 from mxfp4_validate.cases import SINGLE, Activation, Parallel
+from mxfp4_validate.errors import NotSupported
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 from mxfp4_validate.layouts.base import Layout
 from mxfp4_validate.layouts.prepare import Sm90Weights, prepare_sm90, unpack_sm90
@@ -22,7 +23,7 @@ from mxfp4_validate.layouts.sm90_a import SM90_A
 from mxfp4_validate.layouts.sm90_b import SM90_B
 from mxfp4_validate.reference.gemm import Sum, gemm
 from mxfp4_validate.reference.interval import Interval, activate, round_bf16
-from mxfp4_validate.reference.rounding import MARLIN, SM90_CUTLASS, RoundingModel
+from mxfp4_validate.reference.rounding import MARLIN, SM90_CUTLASS, TRITON_KERNELS, RoundingModel
 from mxfp4_validate.reference.twin import sum_slots
 
 
@@ -35,6 +36,8 @@ class Emulated:
     layout: Layout | None
     device: str = "cpu"
     stages: Stages = field(default_factory=lambda: Stages())
+    #: What the backend adds to up whatever is asked, if nothing can change it.
+    fixed_beta: float | None = None
 
     def availability(self) -> Available | Unavailable:
         facts = {"emulates": self.model.name, "torch": torch.__version__}
@@ -79,6 +82,10 @@ class Emulated:
         tactic: Tactic = DEFAULT_TACTIC,
         out: Tensor | None = None,
     ) -> Tensor:
+        if self.fixed_beta not in (None, activation.beta):
+            raise NotSupported(
+                f"{self.model.name}'s activation always adds {self.fixed_beta:g} to up; the case needs beta {activation.beta:g}"
+            )
         weights, hidden = self.read(prepared), inputs.x.shape[1]
         inputs = replace(inputs, x=torch.nn.functional.pad(inputs.x, (0, weights.hidden_size - hidden)))
         result = self.compute(weights, inputs, activation, parallel, self.rounding(tactic))[:, :hidden]
@@ -108,7 +115,10 @@ def emulated_kernel(
             h = round_bf16(h) if model.bias1_bf16 else h
         y = stages.gemm(stages.activate(h, activation, model), weights.w2[expert], weights.w2_scale[expert], model, 1).value
         y = round_bf16(y)
-        rows[token, slot] = y if weights.w2_bias is None else y + weights.w2_bias[expert].float()
+        if weights.w2_bias is not None:
+            y = y + weights.w2_bias[expert].float()
+            y = round_bf16(y) if model.bias2_bf16 else y
+        rows[token, slot] = y
     return stages.finalise(rows, inputs.topk_weights, present, model)
 
 
@@ -144,3 +154,8 @@ def emulate_sm90_b() -> Emulated:
 def emulate_marlin() -> Emulated:
     """sglang's Marlin MoE with a clamp: canonical bytes, Marlin's rounding points."""
     return Emulated("emulate:marlin", MARLIN, None)
+
+
+def emulate_triton() -> Emulated:
+    """triton_kernels as sglang calls it: canonical bytes, no rounding before the activation, beta 1."""
+    return Emulated("emulate:triton-kernels", TRITON_KERNELS, None, fixed_beta=1.0)

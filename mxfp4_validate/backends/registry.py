@@ -34,6 +34,10 @@ BACKENDS: dict[str, Entry] = {
         f"{_HERE}.sglang_layers:DeepSeekV4Sm90", "cuda", "the class an sglang server runs DeepSeek-V4 with on SM90 cutlass"
     ),
     "sglang:gpt-oss-marlin": Entry(f"{_HERE}.sglang_layers:GptOssMarlin", "cuda", "the class an sglang server runs GPT-OSS with on Marlin"),
+    "openai-torch": Entry(f"{_HERE}.openai_torch:OpenAITorch", "cuda", "OpenAI's torch reference for GPT-OSS, where gpt_oss is installed"),
+    "humming": Entry(f"{_HERE}.declared:humming", "cuda", "FlashInfer's W4A8 path; declared, not judged"),
+    "trtllm-gen": Entry(f"{_HERE}.declared:trtllm_gen", "cuda", "FlashInfer's SM100 path; declared, not judged"),
+    "emulate:triton-kernels": Entry(f"{_HERE}.emulate:emulate_triton", "cpu", "the twin of triton_kernels' matmul_ogs, on any CPU"),
     "emulate:sm90-cutlass": Entry(f"{_HERE}.emulate:emulate_sm90", "cpu", "its twin with layout A, on any CPU"),
     "emulate:sm90-cutlass-b": Entry(f"{_HERE}.emulate:emulate_sm90_b", "cpu", "its twin with layout B, on any CPU"),
     "emulate:marlin": Entry(f"{_HERE}.emulate:emulate_marlin", "cpu", "the twin of sglang's Marlin MoE, on any CPU"),

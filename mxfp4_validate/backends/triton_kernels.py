@@ -44,6 +44,7 @@ class TritonKernels:
     device = "cuda"
     #: The one beta its activation has; checks that can state a layer with another beta do so.
     fixed_beta = 1.0
+    timed_excludes = "routing data (sort and counts of expert ids) are made beforehand, as the engine makes them outside the MoE call"
 
     def availability(self) -> Available | Unavailable:
         if not torch.cuda.is_available():

@@ -13,6 +13,7 @@ from mxfp4_validate.cases import Activation
 from mxfp4_validate.reference.rounding import RoundingModel
 from mxfp4_validate.tolerances import ACTIVATION_CONSTANT, ACTIVATION_FLUSH, ACTIVATION_SLOPE
 
+Pair = tuple[Tensor, Tensor]
 #: z where z * sigmoid(z) is least; below it the function falls, above it rises.
 SILU_MINIMUM = -1.2784645427610738
 #: alpha * gate below which e^(-alpha g) may overflow fp32 (it surely does at 88.8), and below which e^(alpha g) underflows even subnormals.
@@ -119,6 +120,8 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     """h [m, 2I] = [gate; up] -> bf16 activation [m, I] with the interval its intrinsics and the spread of h allow."""
     (gate, up), (gate_low, up_low), (gate_high, up_high) = (_clamp(end.double(), activation.limit) for end in (h.value, *h.ends()))
     alpha, beta = activation.alpha, activation.beta
+    if model.steps_bf16:
+        return _bf16_steps((gate, up), (gate_low, up_low), (gate_high, up_high), activation)
     silu_bf16 = model.silu_bf16 and activation.limit is not None
     fast = model.fast_exp or (model.silu_bf16 and not silu_bf16)
     if h.low is None and not silu_bf16:
@@ -141,6 +144,25 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     low, high = low - activation_error(low, reach, alpha), high + activation_error(high, reach, alpha)
     value = _fast_quotient(gate, up, alpha, beta, model.fused_beta) if fast else s * _fp32(up + beta)
     return _rounded(value, low, high)
+
+
+def _bf16_steps(value: Pair, low: Pair, high: Pair, activation: Activation) -> Interval:
+    """Operator by operator in bf16; the sigmoid is free within its fp32 error, and silu's minimum counts where a gate's interval holds it."""
+
+    def round_(t: Tensor) -> Tensor:
+        return round_bf16(t.float()).double()
+
+    def steps(gate: Tensor, up: Tensor, slack: float) -> Tensor:
+        z = round_(activation.alpha * gate)
+        return round_(round_(gate * round_(torch.sigmoid(z) * (1 + slack))) * round_(up + activation.beta))
+
+    gates = [low[0], high[0], value[0]]
+    if activation.alpha:
+        least = torch.full_like(low[0], SILU_MINIMUM / activation.alpha)
+        gates.append(torch.where((low[0] < least) & (least < high[0]), round_(least), value[0]))
+    error = ACTIVATION_CONSTANT.value * 2.0**-23
+    corners = torch.stack([steps(g, u, slack) for g in gates for u in (low[1], high[1]) for slack in (-error, error)])
+    return _rounded(steps(*value, 0.0), corners.amin(0), corners.amax(0))
 
 
 def _fp32(t: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class RoundingModel:
         silu_bf16: where there is a limit, silu(gate) is rounded to bf16 before it meets up (Marlin clamps with PyTorch's bf16 operators, and
             fuses the activation, with fast math, where it does not clamp).
         fused_beta: silu(gate) * (up + beta) is one fused multiply-add, fma(s, up, s * beta) (triton_kernels, whose beta is 1).
+        steps_bf16: every step of the activation is a bf16 operator: alpha * g, its sigmoid, their product, up + beta, the last product.
+        bias2_bf16: the second bias is added in bf16.
         weight_bf16: the routing weight is rounded to bf16 first.
         slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
         ordered: the declared order is the backend's own order, so that what differs must be explained; otherwise the order is unknown
@@ -39,6 +41,8 @@ class RoundingModel:
     fast_exp: bool = False
     silu_bf16: bool = False
     fused_beta: bool = False
+    steps_bf16: bool = False
+    bias2_bf16: bool = False
     weight_bf16: bool = False
     slot_bf16: bool = False
     ordered: bool = True
@@ -48,6 +52,17 @@ class RoundingModel:
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel("marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False)
 TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False)
+
+OPENAI_TORCH = RoundingModel(
+    "openai-torch",
+    promote=False,
+    bias1_bf16=True,
+    bias2_bf16=True,
+    steps_bf16=True,
+    weight_bf16=True,
+    ordered=False,
+    e8m0=e8m0.OPENAI_TORCH,
+)
 
 
 def chunk_order(num_chunks: int, chunks_per_tile: int) -> list[int]:

@@ -58,7 +58,10 @@ def twin_moe(
             pairs = (local == expert).nonzero().squeeze(1)
             for block in pairs.split(_rows_at_once(weights)):
                 rows = expert_rows(weights, expert, inputs.x[block // top_k], activation, model)
-                y.put(block, rows if not (add_w2_bias and weights.w2_bias is not None) else rows.add(weights.w2_bias[expert]))
+                if add_w2_bias and weights.w2_bias is not None:
+                    rows = rows.add(weights.w2_bias[expert])
+                    rows = rows.map(round_bf16) if model.bias2_bf16 else rows
+                y.put(block, rows)
     present = ((local >= 0) & (local < weights.num_experts)).view(M, top_k)
     return _finalise(y.unflatten(M, top_k), inputs.topk_weights, present, model)
 

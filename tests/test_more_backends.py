@@ -1,0 +1,90 @@
+"""Backends beside the candidate: what is declared, the twins of triton_kernels and OpenAI's reference, and calls into stand-ins of both."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mxfp4_validate.backends import openai_torch
+from mxfp4_validate.backends.base import Unavailable
+from mxfp4_validate.backends.registry import resolve
+from mxfp4_validate.cases import SHAPES, MoeCase
+from mxfp4_validate.checks import metamorphic, probes, random, readout
+from mxfp4_validate.checks.context import Context
+from mxfp4_validate.errors import BackendUnavailable, NotSupported
+
+
+@pytest.mark.parametrize(("name", "reason"), [("humming", "W4A8"), ("trtllm-gen", "SM100")])
+def test_what_is_not_judged_is_named_with_its_reason(name: str, reason: str) -> None:
+    backend = resolve(name)
+    found = backend.availability()
+    assert isinstance(found, Unavailable)
+    assert reason in found.reason
+    with pytest.raises(BackendUnavailable, match=reason):
+        backend.prepare(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["marlin", "triton-kernels", "sglang:gpt-oss-sm90", "sglang:dsv4-sm90", "sglang:gpt-oss-marlin", "openai-torch"]
+)
+def test_a_backend_that_cannot_run_here_says_what_is_missing(name: str) -> None:
+    """On a machine without GPU; must not raise."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    found = resolve(name).availability()
+    assert isinstance(found, Unavailable)
+    assert "CUDA device" in found.reason or "pip install" in found.reason
+
+
+def test_a_backend_with_a_beta_of_its_own() -> None:
+    """triton_kernels adds 1 to up: GPT-OSS's probes and read-outs run, A1 restated; what needs another beta is refused by name."""
+    ctx, gpt_oss, dsv4 = Context(resolve("emulate:triton-kernels")), SHAPES["gpt-oss-tiny"], SHAPES["dsv4-tiny"]
+    assert random.twin(ctx, MoeCase(gpt_oss, 17))["unexplained"] == 0
+    assert probes.a1(ctx, MoeCase(dsv4, 7))["beta"] == 1.0
+    assert readout.fc1(ctx, MoeCase(gpt_oss, 1))["values_compared"] == 4 * 4 * 416 * 416
+    assert "up_flipped" in metamorphic.sign_flip(ctx, MoeCase(gpt_oss, 3))
+    with pytest.raises(NotSupported, match="always adds 1 to up; the case needs beta 0"):
+        random.twin(ctx, MoeCase(dsv4, 3))
+
+
+def test_a1_gives_the_same_bits_in_every_twin() -> None:
+    names = ("emulate:sm90-cutlass", "emulate:sm90-cutlass-b", "emulate:marlin", "emulate:triton-kernels")
+    found = {name: probes.a1(Context(resolve(name)), MoeCase(SHAPES["dsv4-mini"], 17))["sha256"] for name in names}
+    assert len(set(found.values())) == 1, found
+
+
+def swiglu(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    """The published formula of GPT-OSS on interleaved rows, every operator in bf16."""
+    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
+@pytest.fixture
+def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The backend on a CPU with a stand-in for the package, of which it uses `swiglu` alone."""
+    model = types.ModuleType("gpt_oss.torch.model")
+    model.swiglu = swiglu  # type: ignore[attr-defined]
+    for name in ("gpt_oss", "gpt_oss.torch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "gpt_oss.torch.model", model)
+    backend = openai_torch.OpenAITorch()
+    backend.device = "cpu"
+    return backend
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 33])
+def test_every_operator_in_bf16(openai: Any, tokens: int) -> None:
+    """Nothing unexplained, and most bits those of the twin, whose GEMMs have no order of their own."""
+    found = random.twin(Context(openai), MoeCase(SHAPES["gpt-oss-tiny"], tokens))
+    assert found["unexplained"] == 0
+    assert float(str(found["bit_equal"])) > 0.99
+
+
+def test_openai_refuses_what_it_does_not_know(openai: Any) -> None:
+    with pytest.raises(NotSupported, match="always clamps and adds 1 to up"):
+        random.twin(Context(openai), MoeCase(SHAPES["dsv4-tiny"], 3))
