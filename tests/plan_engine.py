@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="of the log-probabilities")
     parser.add_argument("--rubbish", default="", choices=("", "bangs", "loop", "empty"))
     parser.add_argument("--rubbish-share", type=float, default=0.3)
+    parser.add_argument("--api-key", default="")
     parser.add_argument("--thinks", action="store_true")
     parser.add_argument("--dies-after", type=int, default=0, help="chats")
     parser.add_argument("--delay", type=float, default=0.0)

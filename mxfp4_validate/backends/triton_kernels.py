@@ -70,13 +70,13 @@ class TritonKernels:
 
     def prepare(self, weights: MoeWeights) -> TritonWeights:
         """Interleaved gate/up rows, H and I padded to 128 (the Hopper scale layout reads whole tiles), values and scales swizzled."""
-        w = pad_layer(weights.to("cuda"))
+        w = pad_layer(weights.to(self.device))
         rows = interleave_gpt_oss
         w13, config13 = _swizzle(rows(w.w13), rows(w.w13_scale))
         w2, config2 = _swizzle(w.w2, w.w2_scale)
         E, H, I = w.num_experts, w.hidden_size, w.intermediate_size  # noqa: E741
-        bias13 = torch.zeros(E, 2 * I, device="cuda") if w.w13_bias is None else rows(w.w13_bias).float()
-        bias2 = torch.zeros(E, H, device="cuda") if w.w2_bias is None else w.w2_bias.float()
+        bias13 = torch.zeros(E, 2 * I, device=w.w2.device) if w.w13_bias is None else rows(w.w13_bias).float()
+        bias2 = torch.zeros(E, H, device=w.w2.device) if w.w2_bias is None else w.w2_bias.float()
         return TritonWeights(w13, w2, config13, config2, bias13, bias2, E, I, H)
 
     def run(

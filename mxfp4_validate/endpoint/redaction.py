@@ -21,7 +21,7 @@ class Redactor:
 
     def __init__(self, env: Mapping[str, str], argv: Sequence[str], *known: Secret) -> None:
         values = {value for name, value in env.items() if _NAME.search(name)}
-        for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        for word, after in zip(argv, [*argv[1:], ""], strict=False):  # the last word has none after it, and there may be no word
             flag, equals, value = word.partition("=")
             if _FLAG.match(flag):
                 values.add(value if equals else after)

@@ -65,7 +65,7 @@ class CanaryStage:
         """Over all boots so far: rubbish of the candidate fails it, rubbish of the baseline leaves nothing to compare with."""
         bad = {leg: [(key, fact) for key, fact in self._journal.all(f"canary-{leg}-") if fact["wrong"]] for leg in LEGS}
         boots = sum(1 for leg in LEGS for _ in self._journal.all(f"canary-{leg}-"))
-        n = self._plan.canary.generations
+        n, failed = self._plan.canary.generations, sum(fact["failed"] for leg in LEGS for _, fact in self._journal.all(f"canary-{leg}-"))
         reasons = tuple(
             f"{key.removeprefix('canary-').replace('-', ' boot ', 1)}: {len(fact['wrong'])} of {fact['asked']}: {'; '.join(fact['wrong'][:3])}"
             for leg in LEGS
@@ -73,6 +73,7 @@ class CanaryStage:
         )
         outcome = INVALID if bad["baseline"] else FAIL if bad["candidate"] else PASS
         measured = f"{n} generations on each of {boots} boots" + (f", rubbish on {len(reasons)}" if reasons else ", none of them rubbish")
+        measured += f"; {failed} requests failed" if failed else ""
         needs = "the baseline's server is broken; mend it, and begin in another folder" if outcome == INVALID else ""
         return Result(self.name, outcome, measured, "none", needs, reasons, decides=outcome != PASS, stops=outcome != PASS)
 

@@ -134,7 +134,7 @@ def lines(plan: PlanFile) -> list[str]:
     found = [f"{plan.name}: {plan.title}", f"order {plan.order}" + (", A/A" if plan.aa else "")]
     for leg in LEGS:
         s = plan.leg(leg)
-        what = ", ".join(s.base_url) or (f"recipe {s.recipe}" if s.recipe else " ".join(s.command))
+        what = ", ".join(s.base_url) or (f"recipe {s.recipe}" if s.recipe else " ".join(plan.decided()[leg]["command"]))
         found.append(f"{leg:<10} {what}" + (f", MoE backend {s.backend}" if s.backend else ""))
     found.append(f"{'stage':<14} {'requests':>9} {'tokens':>10} {'launches':>8}  can detect")
     for row in costs(plan):

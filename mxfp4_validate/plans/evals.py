@@ -10,7 +10,7 @@ from pathlib import Path
 from mxfp4_validate.endpoint.address import Secret
 from mxfp4_validate.endpoint.collect import Options
 from mxfp4_validate.endpoint.flow import RetryPolicy
-from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
+from mxfp4_validate.errors import IncompleteRun, InvalidRun
 from mxfp4_validate.plans.fleet import Up
 from mxfp4_validate.plans.outcome import FAIL, INCONCLUSIVE, INVALID, PASS, Result, Turn
 from mxfp4_validate.plans.spec import LEGS, SAMPLING, EvalStage, PlanFile, sampling_of
@@ -37,11 +37,7 @@ class EvalStep:
         self.name, self._plan, self._out, self._key, self._shard = name, plan, out, key, shard
         self._stage = plan.evals.get(name, EvalStage())
         self.planned = plan_eval(plan, name, shard)
-        self.looks = tuple(look for look in self.planned.looks if until is None or look <= until)
-        if not self.looks:
-            raise UsageError(
-                f"--until {until} is before the first look of {name}, {self.planned.looks[0]}; give one of {self.planned.looks}"
-            )
+        self.looks = tuple(look for look in self.planned.looks if until is None or look <= until) or self.planned.looks[:1]
 
     def path(self, leg: str) -> Path:
         """The leg's folder, as `compare` and `report` take it."""
@@ -159,5 +155,6 @@ def plan_eval(plan: PlanFile, name: str, shard: tuple[int, int] = (1, 1)) -> Pla
         key: {"value": getattr(spec.sampling, key), "origin": "eval" if getattr(stage, key) is None else f"plan {plan.name}"}
         for key in SAMPLING
     }
-    settings = {"sampling": origins, "plan": plan.name, "plan_sha256": plan.sha256, "anchor": stage.anchor}
+    tau2 = None if stage.boot_sd is None else (stage.boot_sd / 100) ** 2
+    settings = {"sampling": origins, "plan": plan.name, "plan_sha256": plan.sha256, "anchor": stage.anchor, "boot_variance": tau2}
     return plan_run(spec, profile, asked, spec.repeats, settings, shard, [q.id for q in whole.questions], worked)

@@ -120,6 +120,8 @@ def _check_eval(plan: PlanFile, name: str, where: str) -> None:
         raise UsageError(f"{where}: margin is {stage.margin}, it must be percentage points between 0 and 100")
     if any(b <= a for a, b in zip((0, *spec.looks), spec.looks, strict=False)) or spec.looks[-1] != spec.repeats:
         raise UsageError(f"{where}: looks {list(spec.looks)} must increase and end with the repeats, {spec.repeats}")
+    if stage.boot_sd is not None and not 0 <= stage.boot_sd < 50:
+        raise UsageError(f"{where}: boot_sd is {stage.boot_sd}, it must be percentage points from 0 to 50")
     if not 0 <= stage.accuracy < 1:
         raise UsageError(f"{where}: accuracy is {stage.accuracy}, it must be a fraction below 1")
     for key in ("limit", "concurrency"):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mxfp4_validate import evalspec
+from mxfp4_validate.endpoint.redaction import Redactor
 from mxfp4_validate.evalspec import EvalSpec, Sampling
 
 #: How the legs share GPUs and time.
@@ -92,6 +93,7 @@ class EvalStage:
     """What a plan changes of an eval; None and "" leave it the eval's own. `margin` in points; `anchor` as `compare --anchor` takes it.
 
     Attributes:
+        boot_sd: how far one boot of a server moves its score, a standard deviation in points, from A/A pairs; None is "not measured".
         tokens_per_answer, accuracy: for the estimate alone; 0 is what `serving.costs` assumes. outage: seconds to wait for a server that went away.
     """
 
@@ -111,6 +113,7 @@ class EvalStage:
     profile: str = "default"
     questions: str = ""
     anchor: str = ""
+    boot_sd: float | None = None
     tokens_per_answer: float = 0.0
     accuracy: float = 0.0
     outage: float = 120.0
@@ -171,7 +174,7 @@ class PlanFile:
         return replace(spec, repeats=repeats, looks=looks, margin=margin)
 
     def decided(self) -> dict[str, Any]:
-        """Everything that a verdict depends on, as JSON: no address, port, interpreter or price, which may change between two sittings."""
+        """Everything that a verdict depends on, as JSON without keys: no address, port, interpreter or price, which may change between sittings."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del found["budget"], found["title"]
         for stage in found["evals"].values():
@@ -180,11 +183,22 @@ class PlanFile:
         for leg in LEGS:
             found[leg] = {k: v for k, v in found[leg].items() if k not in ("base_url", "port", "python", "gpus", "load_deadline")}
             found[leg]["launched"] = not self.leg(leg).base_url
+            spec = self.leg(leg)
+            found[leg] = _redacted(found[leg], Redactor(spec.env, (*spec.command, *spec.extra)))
         return found
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(self.decided(), sort_keys=True).encode()).hexdigest()
+
+
+def _redacted(value: Any, redact: Redactor) -> Any:
+    """The value with every text in it redacted."""
+    if isinstance(value, dict):
+        return {name: _redacted(part, redact) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_redacted(part, redact) for part in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def sampling_of(stage: EvalStage) -> dict[str, Any]:

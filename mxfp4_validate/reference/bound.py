@@ -64,7 +64,7 @@ def _expert(weights: MoeWeights, expert: int, x: Tensor, activation: Activation,
     dy = _round(y, moved + _gamma(a.shape[1], model) * size, UNIT_BF16)
     if weights.w2_bias is not None:
         y = y + weights.w2_bias[expert].double()
-        dy = _round(y, dy, UNIT_FP32)
+        dy = _round(y, dy, UNIT_BF16 if model.bias2_bf16 else UNIT_FP32)
     return y, dy
 
 
@@ -77,7 +77,7 @@ def _activation(h: Tensor, dh: Tensor, activation: Activation, model: RoundingMo
         g, u = g.clamp(max=limit), u.clamp(-limit, limit)
     s, u = g * torch.sigmoid(activation.alpha * g), u + activation.beta
     ds = SILU_LIPSCHITZ.value * dg
-    if model.silu_bf16:
+    for _ in range(4 * model.steps_bf16 + model.silu_bf16):  # alpha * g, the sigmoid, their product, and up + beta below count as one each
         ds = _round(s, ds, UNIT_BF16)
     df = ds * (u.abs() + du) + s.abs() * du
     relative = (ACTIVATION_CONSTANT.value + ACTIVATION_SLOPE.value * (activation.alpha * g).abs()) * 2.0**-23

@@ -24,6 +24,7 @@ class RoundingModel:
             fuses the activation, with fast math, where it does not clamp).
         fused_beta: silu(gate) * (up + beta) is one fused multiply-add, fma(s, up, s * beta) (triton_kernels, whose beta is 1).
         steps_bf16: every step of the activation is a bf16 operator: alpha * g, its sigmoid, their product, up + beta, the last product.
+        y_bf16: GEMM2's result is rounded to bf16 before the second bias and the routing weight.
         bias2_bf16: the second bias is added in bf16.
         weight_bf16: the routing weight is rounded to bf16 first.
         slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
@@ -42,6 +43,7 @@ class RoundingModel:
     silu_bf16: bool = False
     fused_beta: bool = False
     steps_bf16: bool = False
+    y_bf16: bool = True
     bias2_bf16: bool = False
     weight_bf16: bool = False
     slot_bf16: bool = False
@@ -51,7 +53,9 @@ class RoundingModel:
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel("marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False)
-TRITON_KERNELS = RoundingModel("triton-kernels", promote=False, h_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False)
+TRITON_KERNELS = RoundingModel(
+    "triton-kernels", promote=False, h_bf16=False, y_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False
+)
 
 OPENAI_TORCH = RoundingModel(
     "openai-torch",

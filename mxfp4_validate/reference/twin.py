@@ -67,14 +67,15 @@ def twin_moe(
 
 
 def expert_rows(weights: MoeWeights, expert: int, x: Tensor, activation: Activation, model: RoundingModel) -> Interval:
-    """One expert on its own rows x [m, H] -> y [m, H] before the second bias, as float32 holding bf16 numbers."""
+    """One expert on its own rows x [m, H] -> y [m, H] before the second bias, float32 (bf16 numbers if `y_bf16`)."""
     first = gemm(x, weights.w13[expert], weights.w13_scale[expert], model, 0)
     h = _round_sum(first) if model.h_bf16 else Interval.around(first.value, first.radius)
     if weights.w13_bias is not None:
         h = h.add(weights.w13_bias[expert])
         h = h.map(round_bf16) if model.bias1_bf16 else h
     act = activate(h, activation, model)
-    return _round_sum(gemm(act.value, weights.w2[expert], weights.w2_scale[expert], model, 1, act.spread()))
+    second = gemm(act.value, weights.w2[expert], weights.w2_scale[expert], model, 1, act.spread())
+    return _round_sum(second) if model.y_bf16 else Interval.around(second.value, second.radius)
 
 
 def _round_sum(total: Sum) -> Interval:

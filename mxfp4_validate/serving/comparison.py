@@ -55,6 +55,7 @@ def compare_runs(baseline: Path, candidate: Path, options: CompareOptions) -> Ve
         aa=options.aa,
         anchor=band,
         expected_differences=expected,
+        boot_variance=settings.get("boot_variance"),
     )
     verdict = compare(legs[0], legs[1], plan)
     if band is not None:

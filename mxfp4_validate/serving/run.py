@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 from mxfp4_validate import provenance, states
 from mxfp4_validate.endpoint.address import Address, Secret
@@ -24,6 +21,7 @@ from mxfp4_validate.grading import grade
 from mxfp4_validate.grading.base import Grade
 from mxfp4_validate.records.evals import EvalStore, run_file
 from mxfp4_validate.serving.canary import canary
+from mxfp4_validate.serving.interrupts import Interrupts
 from mxfp4_validate.serving.lock import FolderLock
 from mxfp4_validate.serving.names import shown
 from mxfp4_validate.serving.planned import Planned, difference
@@ -91,7 +89,7 @@ def run_evals(jobs: Sequence[Job], say: Callable[[str], None] | None = None) -> 
 
 
 async def _run_all(jobs: Sequence[Job], stores: Sequence[EvalStore], say: Callable[[str], None]) -> list[Finished]:
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     runs = [_run(j.planned, j.servers, j.options, store, say, interrupts) for j, store in zip(jobs, stores, strict=True)]
     return list(await asyncio.gather(*runs))
 
@@ -114,7 +112,7 @@ def _open_or_create(path: Path, planned: Planned) -> EvalStore:
 
 
 async def _run(
-    planned: Planned, servers: Servers, options: Options, store: EvalStore, say: Callable[[str], None], interrupts: _Interrupts
+    planned: Planned, servers: Servers, options: Options, store: EvalStore, say: Callable[[str], None], interrupts: Interrupts
 ) -> Finished:
     found = store.states()
     left = [task for task in planned.tasks if found.get((task.question_id, task.repeat)) not in states.MODEL_STATES]
@@ -160,44 +158,6 @@ def _accuracy_of(writer: Writer) -> Callable[[], str]:
     return lambda: (
         f"{writer.right} of {sum(writer.written[state] for state in states.MODEL_STATES)} right so far (biased: short answers first)"
     )
-
-
-class _Interrupts:
-    """SIGINT and SIGTERM while anything is collected: the first writes what has come back, the second leaves at once."""
-
-    _LABELS: ClassVar = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-    def __init__(self) -> None:
-        self._collectors: list[Collector] = []
-        self._label = ""
-        self._before: dict[signal.Signals, Any] = {}
-
-    @contextmanager
-    def stopping(self, collector: Collector) -> Iterator[None]:
-        """Signals stop this collector, too, as long as the context lasts."""
-        loop = asyncio.get_running_loop()
-        if not self._collectors:
-            self._before = {number: signal.getsignal(number) for number in self._LABELS}
-            for number, label in self._LABELS.items():
-                loop.add_signal_handler(number, self._interrupted, label)
-        self._collectors.append(collector)
-        if self._label:
-            collector.stop("interrupted", self._label)
-        try:
-            yield
-        finally:
-            self._collectors.remove(collector)
-            for number, handler in () if self._collectors else self._before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)  # asyncio leaves the default, which would end us without a word
-
-    def _interrupted(self, label: str) -> None:
-        if self._label:
-            os._exit(130)
-        self._label = label
-        print(f"\n{label}: writing what has come back; once more to leave at once", file=sys.stderr, flush=True)
-        for collector in self._collectors:
-            collector.stop("interrupted", label)
 
 
 async def _collect(collector: Collector, left: Sequence[Task], gone: Callable[[], str] | None) -> Ending:
