@@ -88,7 +88,7 @@ def triton_kernels() -> Any:
     torch.cuda.get_device_capability = lambda *a, **k: (9, 0)  # type: ignore[assignment,method-assign]
     torch.arange, torch.zeros = _on_cpu(torch.arange), _on_cpu(torch.zeros)  # type: ignore[assignment]
     layout, tensor = (importlib.import_module(f"triton_kernels.{name}") for name in ("tensor_details.layout", "tensor"))
-    layout.cuda_capability_geq = lambda major, minor=0: (9, 0) >= (major, minor)  # type: ignore[attr-defined]
+    layout.cuda_capability_geq = lambda major, minor=0: (major, minor) <= (9, 0)  # type: ignore[attr-defined]
     layout.is_hip_cdna4 = lambda: False  # type: ignore[attr-defined]
     tensor.make_ragged_tensor_metadata = tensor.make_ragged_tensor_metadata_torch  # type: ignore[attr-defined]
     importlib.import_module("triton_kernels.matmul_ogs").matmul_ogs = matmul_ogs  # type: ignore[attr-defined]

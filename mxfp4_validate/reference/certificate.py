@@ -93,7 +93,8 @@ def _expert(weights: MoeWeights, expert: int, x: Tensor, activation: Activation,
     sure = exact_in_any_order(a, w2) & ((~certain).double() @ used == 0)
     rounded = round_bf16(y.float()).double()
     plain = (rounded == y) & ((~(certain & flat)).double() @ used == 0)
-    return _plus(rounded, weights.w2_bias, expert).float().double(), sure, plain
+    held = _plus(rounded if model.y_bf16 else y.float().double(), weights.w2_bias, expert).float()
+    return (round_bf16(held) if model.bias2_bf16 else held).double(), sure, plain
 
 
 def _unrounded(pre: Tensor, activation: Activation) -> Tensor:
