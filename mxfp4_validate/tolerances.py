@@ -17,6 +17,11 @@ TENSOR_CORE_BITS = Tolerance(
 )
 #: Fixed units of last place a chunk of 32 may lose beyond its cut addends, once any addend is cut.
 CHUNK_EXTRA_UNITS = Tolerance(4, "two MMA steps: the carried sum is cut once, each result normalised once, and the twin rounds once")
+#: Units of last place that a sum of 16-wide tensor-core steps in unknown order may lose: a step, and beside the steps.
+STEP_UNITS = Tolerance(2, "one MMA step: the carried sum is cut once and the result normalised once")
+SLICE_UNITS = Tolerance(
+    32, "slices of K that warps and blocks add up one after the other, in fp32; Marlin has 4 to 8 warps and a few blocks a column"
+)
 #: Relative error of the fp32 activation in units of 2^-23: CONSTANT + SLOPE * |alpha * gate|.
 ACTIVATION_CONSTANT = Tolerance(
     8, "alpha*g, 1+e, quotient, u+beta and two products round once each; fast division and __expf add 2 ulp each"

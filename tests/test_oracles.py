@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
 SHAPES = ("gpt-oss-mini", "dsv4-mini")
-MODELS = {model.name: model for model in (SM90_CUTLASS, MARLIN)}
+MODELS = {model.name: model for model in (SM90_CUTLASS, MARLIN, TRITON_KERNELS)}
 #: x on the grid of `synthetic`, where every chunk of GEMM1 is exact, or free bf16, where a tensor core may cut it.
 DATA = ("grid", "free")
 TOKENS = 6
@@ -116,7 +116,8 @@ class Kernel:
             h = h + weights.w13_bias[expert].float()
             h = bf16(h) if model.bias1_bf16 else h
         act = self.activate(h.double(), activation, model, generator)
-        y = bf16(self.gemm(act, weights.w2[expert], weights.w2_scale[expert], model, 1, generator))
+        y = self.gemm(act, weights.w2[expert], weights.w2_scale[expert], model, 1, generator)
+        y = bf16(y) if model.y_bf16 else y
         return y if weights.w2_bias is None else y + weights.w2_bias[expert].float()
 
     def gemm(self, x: Tensor, packed: Tensor, scale: Tensor, model: RoundingModel, which: int, generator: torch.Generator) -> Tensor:
@@ -157,8 +158,9 @@ class Kernel:
             power = off(torch.exp2(fp32(-z * torch.tensor(1.44269504).double())), error)
             sigmoid = off(1 / fp32(1 + power), error)
         silu = fp32(gate * sigmoid)
-        silu = bf16(silu.float()).double() if model.silu_bf16 else silu
-        return bf16((silu * fp32(up + activation.beta)).float()).double()
+        silu = bf16(silu.float()).double() if model.silu_bf16 and activation.limit is not None else silu
+        product = silu * up + silu * activation.beta if model.fused_beta else silu * fp32(up + activation.beta)
+        return bf16(product.float()).double()
 
     def finalise(self, rows: Tensor, topk_weights: Tensor, present: Tensor, model: RoundingModel) -> Tensor:
         w = bf16(topk_weights) if model.weight_bf16 else topk_weights
@@ -285,7 +287,7 @@ def test_kernels_within_the_freedom_are_explained(name: str, what: str) -> None:
     data = "grid" if "sigmoid" in what else "free"
     results = [judged(FREE[what], shape, data, MODELS[name], what) for shape in SHAPES]
     assert [r.unexplained for r in results] == [0] * len(results)
-    if "sigmoid" in what:
+    if "sigmoid" in what and MODELS[name].h_bf16:  # of so few activations from an fp32 h none need lie that near an edge
         assert any(r.different for r in results), "the kernel equals the twin everywhere: this shows nothing"
 
 
@@ -307,11 +309,11 @@ def test_one_scale_byte_off_by_one_is_unexplained(step: int, field: str, shape: 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_marlins_intervals_do_not_see_one_scale_byte(shape: str) -> None:
-    """A limit of the unordered model, recorded so that nobody relies on it: its a-priori radius is wider than this fault."""
-    result = compare(*wrong_scale_byte(-1, "w13_scale", shape, MARLIN))
-    assert result.different
-    assert not result.unexplained
+@pytest.mark.parametrize("model", [MARLIN, TRITON_KERNELS], ids=lambda m: m.name)
+def test_an_unordered_model_sees_one_scale_byte(shape: str, model: RoundingModel) -> None:
+    """Its intervals are wider, since any order of steps is allowed, but not so wide that one wrong byte of one block hides in them."""
+    result = compare(*wrong_scale_byte(-1, "w13_scale", shape, model))
+    assert result.unexplained
 
 
 def wrong_scale_byte(step: int, field: str, shape: str, model: RoundingModel) -> tuple[Tensor, Twin]:

@@ -10,7 +10,10 @@ from torch import Tensor
 from mxfp4_validate.formats import e2m1, e8m0
 from mxfp4_validate.formats.mxfp4 import BLOCK
 from mxfp4_validate.reference.rounding import RoundingModel, chunk_order
-from mxfp4_validate.tolerances import CHUNK_EXTRA_UNITS, TENSOR_CORE_BITS
+from mxfp4_validate.tolerances import CHUNK_EXTRA_UNITS, SLICE_UNITS, STEP_UNITS, TENSOR_CORE_BITS
+
+#: K columns that one tensor-core instruction adds up (mma m16n8k16, wgmma k16).
+STEP = 16
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,24 @@ def chunk_freedom(x: Tensor, spread: Tensor | None = None) -> Tensor:
     and `CHUNK_EXTRA_UNITS` more go to the carried sum and the normalisations. An x that may be another bf16 number within `spread`
     counts with the last place of its binade.
     """
-    least, reach = least_bit(x), x.double().abs()
+    least, reach = _least_bits(x, spread), x.double().abs()
     if spread is not None:
-        binade_end = torch.ldexp(torch.ones_like(reach), torch.frexp(reach).exponent - 9)
-        least = torch.where(spread > 0, torch.minimum(least, binade_end), least)
         reach = reach + spread
     least, reach = least.unflatten(-1, (-1, BLOCK)), reach.unflatten(-1, (-1, BLOCK))
     top = e2m1.MAX * reach.sum(-1)
     unit = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - int(TENSOR_CORE_BITS.value))
     cut = ((reach != 0) & (least * e2m1.QUANTUM < unit.unsqueeze(-1))).sum(-1)
     return torch.where(cut > 0, (cut + CHUNK_EXTRA_UNITS.value) * unit, 0.0)
+
+
+def _least_bits(x: Tensor, spread: Tensor | None) -> Tensor:
+    """`least_bit` of each x, or where it may be another bf16 number within `spread` the last place of its binade."""
+    least = least_bit(x)
+    if spread is None:
+        return least
+    reach = x.double().abs()
+    binade_end = torch.ldexp(torch.ones_like(reach), torch.frexp(reach).exponent - 9)
+    return torch.where(spread > 0, torch.minimum(least, binade_end), least)
 
 
 def promoted(x: Tensor, packed: Tensor, scale: Tensor, model: RoundingModel, k_tile: int, spread: Tensor | None = None) -> Sum:
@@ -105,18 +116,42 @@ def _input_radius(x: Tensor, codes: Tensor, factor: Tensor, spread: Tensor | Non
 def folded(x: Tensor, packed: Tensor, scale: Tensor, model: RoundingModel, spread: Tensor | None = None) -> Sum:
     """x [m, K] times bf16(code * scale) [N, K] as one fp32 sum of unknown order (Marlin, triton_kernels): float64, rounded once.
 
-    The radius is the a-priori error of an fp32 sum in any order with tensor-core cuts: 18/16 * K * 2^-23 * sum |terms|.
+    The radius is that of `any_order`, plus what the inputs' spread moves.
     """
     N, C = scale.shape
-    K = x.shape[1]
     codes = e2m1.decode(e2m1.unpack(packed)).view(N, C, BLOCK)
-    weight = (codes * e8m0.decode(scale, model.e8m0).unsqueeze(-1)).flatten(1)
+    factor = e8m0.decode(scale, model.e8m0)
+    weight = (codes * factor.unsqueeze(-1)).flatten(1)
     xd = x.double()
-    reach = xd.abs() if spread is None else xd.abs() + spread
-    radius = 18 / 16 * K * 2.0**-23 * (reach @ weight.abs().t())
-    if spread is not None:
-        radius += spread @ weight.abs().t()
-    return Sum((xd @ weight.t()).float(), radius)
+    moved = None if spread is None else spread @ weight.abs().t()
+    radius = any_order(x, weight, factor, spread, moved)
+    return Sum((xd @ weight.t()).float(), radius if moved is None else radius + moved)
+
+
+def any_order(x: Tensor, weight: Tensor, factor: Tensor, spread: Tensor | None, moved: Tensor | None) -> Tensor:
+    """How far a tensor core's fp32 sum of x [m, K] times weight [N, K] may be from the exact one: [m, N] float64.
+
+    The kernel adds up steps of `STEP` columns, in any order and in any slices of K. Whatever it holds at any time is then a sum of some steps,
+    so it lies between the sum of the negative steps and that of the positive ones, and with the largest product that bounds the unit U in the
+    last place kept. A product of bf16 and E2M1 has few bits: it loses a U only where its own last bit is below U (`least_bit`). Beside that
+    a step loses `STEP_UNITS` and the joining of slices `SLICE_UNITS`. factor [N, K/32] are the block scales in `weight`.
+    """
+    xd = x.double()
+    positive, negative = (torch.zeros(x.shape[0], weight.shape[0], dtype=torch.float64, device=x.device) for _ in range(2))
+    for first in range(0, x.shape[1], STEP):
+        part = xd[:, first : first + STEP] @ weight[:, first : first + STEP].t()
+        positive += part.clamp(min=0)
+        negative -= part.clamp(max=0)
+    top = torch.maximum(positive, negative) + xd.abs().amax(1, keepdim=True) * weight.abs().amax(1)
+    top = torch.nan_to_num(top if moved is None else top + 2 * moved, posinf=0.0)  # an infinite value is infinite in any order
+    unit = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - int(TENSOR_CORE_BITS.value))
+    least = _least_bits(x, spread)
+    least = torch.where(x == 0, torch.inf, least).unflatten(-1, (-1, BLOCK)).sort(-1).values
+    cut = torch.zeros_like(unit)
+    for block in range(factor.shape[1]):
+        smallest = unit / (e2m1.QUANTUM * factor[:, block])  # the last bit that an x of this block must reach
+        cut += torch.searchsorted(least[:, block].contiguous(), torch.nan_to_num(smallest, posinf=0.0).contiguous())
+    return unit * (cut + STEP_UNITS.value * (x.shape[1] // STEP) + SLICE_UNITS.value)
 
 
 def gemm(x: Tensor, packed: Tensor, scale: Tensor, model: RoundingModel, which: int, spread: Tensor | None = None) -> Sum:
