@@ -49,7 +49,7 @@ def sglang(lines: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def test_every_recipe_that_was_asked_is_there() -> None:
-    """Five models, three backends each; triton_kernel is refused for DeepSeek-V4, with the reason and the way out."""
+    """Five models, three backends each; what a model cannot run in that release is refused, with the reason and the way out."""
     for name in ASKED:
         recipe = serverspec.load(name)
         assert set(recipe.backends) == BACKENDS
@@ -57,6 +57,8 @@ def test_every_recipe_that_was_asked_is_there() -> None:
         assert {b: r.reports for b, r in recipe.backends.items()} == {b: b for b in BACKENDS}
     with pytest.raises(UsageError, match=r"dsv4-pro cannot run backend 'triton_kernel'.*use flashinfer_mxfp4 or marlin"):
         serverspec.load("dsv4-pro").launch("triton_kernel", 30000)
+    with pytest.raises(UsageError, match=r"gpt-oss-120b cannot run backend 'marlin'.*2880.*use flashinfer_mxfp4 or triton_kernel"):
+        serverspec.load("gpt-oss-120b").launch("marlin", 30000)
 
 
 def test_sglang_parses_every_recipe_as_meant() -> None:

@@ -10,7 +10,7 @@ register_cuda_ci(est_time=14400, suite="nightly-1-gpu", nightly=True)
 
 class TestMxfp4Accuracy(unittest.TestCase):
     def test_cutlass_against_marlin(self):
-        command = ["mxfp4-validate", "run", "gpt-oss-20b-cutlass-vs-marlin.toml", "--out", "mxfp4-runs/nightly"]
+        command = ["mxfp4-validate", "run", "gpt-oss-20b-cutlass-vs-triton.toml", "--out", "mxfp4-runs/nightly"]
         assert subprocess.run(command).returncode == 0
 
 
