@@ -16,7 +16,8 @@ from mxfp4_validate import faults as kernel_faults
 from mxfp4_validate.cases import Activation
 from mxfp4_validate.checkpoints.synthetic import uniform
 from mxfp4_validate.errors import UnknownName, UsageError
-from mxfp4_validate.fault_hooks import ACTIVATION, INPUTS, LOAD, VIEW
+from mxfp4_validate.fault_bytes import LOAD, VIEW
+from mxfp4_validate.fault_hooks import ACTIVATION, INPUTS
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
 #: Share of blocks that `scales-1-in-1000` moves.
