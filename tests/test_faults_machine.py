@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mxfp4_validate import cli, provenance
+from mxfp4_validate import cli
 from mxfp4_validate.errors import UsageError
 from mxfp4_validate.records import durable, evals
 from mxfp4_validate.records.evals import EvalStore
@@ -25,17 +25,7 @@ from tests.store_rig import create, eval_args, final, number_of, right, slowly, 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    return write_questions(tmp_path / "sums.jsonl")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second of nvidia-smi and git a run, and no server or key of the surroundings."""
-    monkeypatch.setattr(provenance, "collect", lambda: {"of": "a test"})
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("bare_surroundings")
 
 
 class Failing:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mxfp4_validate import cli, provenance
+from mxfp4_validate import cli
 from mxfp4_validate.records.evals import EvalStore
 from tests.fault_server import Act, FaultServer, Request, answer, completion, http, status
 from tests.store_rig import Forker, eval_args, final, number_of, right, slowly, wait_for, write_questions
@@ -24,17 +24,7 @@ from tests.store_rig import Forker, eval_args, final, number_of, right, slowly, 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    return write_questions(tmp_path / "sums.jsonl")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second of nvidia-smi and git a run, and no server or key of the surroundings."""
-    monkeypatch.setattr(provenance, "collect", lambda: {"of": "a test"})
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("bare_surroundings")
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from mxfp4_validate import cli
 from mxfp4_validate.endpoint.address import Secret, parse_address
 from mxfp4_validate.endpoint.client import Client
 from mxfp4_validate.endpoint.identity import Identity, read_identity
+from mxfp4_validate.tiny.background import in_thread
 from mxfp4_validate.tiny.model import Chunk, TinyModel
 from mxfp4_validate.tiny.sampling import log_softmax
-from mxfp4_validate.tiny.server import Server, Settings, running
+from mxfp4_validate.tiny.server import Server, Settings
 from tests.tiny_rig import make_checkpoint
 
 CONTEXT = 1024
@@ -35,23 +36,11 @@ class Served:
     """A server in a thread of this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.server = Server(settings)
-        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-        self._thread.start()
-        assert self._ready.wait(60), "the server did not come up"
-
-    async def _serve(self) -> None:
-        self._stop = asyncio.Event()
-        async with running(self.server, "127.0.0.1", 0) as port:
-            self.root = f"http://127.0.0.1:{port}"
-            self._ready.set()
-            await self._stop.wait()
+        self.server, self._open = Server(settings), ExitStack()
+        self.root = self._open.enter_context(in_thread(self.server))
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._loop.close()
+        self._open.close()
 
     def get(self, path: str) -> tuple[int, Any]:
         return self._ask(urllib.request.Request(self.root + path))

@@ -11,9 +11,9 @@ from mxfp4_validate.tiny.server import Server, Settings, running
 
 
 @contextmanager
-def in_thread(settings: Settings, patience: float = 120.0) -> Iterator[str]:
+def in_thread(settings: Settings | Server, patience: float = 120.0) -> Iterator[str]:
     """The root address, `http://127.0.0.1:PORT`, of a server that has generated its first token. Raises what stopped it from coming up."""
-    server, loop = Server(settings), asyncio.new_event_loop()
+    server, loop = settings if isinstance(settings, Server) else Server(settings), asyncio.new_event_loop()
     ready, stop = threading.Event(), asyncio.Event()
     found: list[str | BaseException] = []
 
