@@ -92,7 +92,8 @@ def _fc2(w: MoeWeights, what: str, codes: Tensor, beta: float) -> Iterator[Reado
 
 def _beta(ctx: Context) -> float:
     """What the backend adds to up if nothing can change it, else nothing."""
-    return float(getattr(ctx.backend, "fixed_beta", READ.beta))
+    fixed: float | None = getattr(ctx.backend, "fixed_beta", None)
+    return READ.beta if fixed is None else fixed
 
 
 def _read(ctx: Context, readout: Readout) -> int:
