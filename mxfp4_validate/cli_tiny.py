@@ -1,8 +1,9 @@
-"""The verb `serve` on the command line; the model and its libraries are imported only when it runs."""
+"""The verbs `serve` and `localise` on the command line; the model and its libraries are imported only when they run."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,43 @@ def add_verbs(verbs: Any) -> None:
     sub.add_argument(
         "--dense", choices=("exact", "native"), default="exact", help="sums around the experts: float64, or torch's own bf16 (%(default)s)"
     )
+    about = "find the first MoE layer of a model that leaves its oracles, and which one"
+    sub = verbs.add_parser("localise", help=about, description=about, allow_abbrev=False)
+    sub.set_defaults(verb=_localise)
+    sub.add_argument("--model", type=Path, default=CHECKPOINT, metavar="DIR", help="a GPT-OSS checkpoint (the one in the package)")
+    sub.add_argument("--backend", default="sm90-cutlass", metavar="NAME", help="the candidate's experts (%(default)s)")
+    sub.add_argument(
+        "--baseline", default="emulate:sm90-cutlass", metavar="NAME", help="whose activations every layer is given (%(default)s)"
+    )
+    sub.add_argument("--fault", metavar="NAME", help="break the candidate on purpose (serve tiny --list-faults)")
+    sub.add_argument("--sequences", type=int, default=16, metavar="N", help="of the model's own answers, 32 tokens each (%(default)s)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the sequences (%(default)s)")
+    sub.add_argument("--json", action="store_true", help="one object on stdout")
+
+
+def _localise(args: argparse.Namespace, _rest: list[str]) -> int:
+    if args.sequences < 1:
+        raise UsageError(f"--sequences {args.sequences} must be at least 1")
+    try:
+        from mxfp4_validate.tiny import localise
+        from mxfp4_validate.tiny.model import TinyModel
+        from mxfp4_validate.tiny.scoring import own_corpus
+        from mxfp4_validate.tiny.weights import open_checkpoint
+    except ImportError as error:
+        raise UsageError(f"localise needs {error.name}; run: pip install 'mxfp4-validate[demo]'") from error
+    checkpoint = open_checkpoint(args.model)
+    baseline, candidate = TinyModel(checkpoint, args.baseline), TinyModel(checkpoint, args.backend, args.fault)
+    corpus = own_corpus(baseline, args.model, args.sequences, args.seed, most=32)
+    findings = localise.localise(checkpoint, baseline, candidate, args.backend, [s.tokens for s in corpus.sequences])
+    first = next((f for f in findings if f.wrong), None)
+    if args.json:
+        rows = [vars(f) for f in findings]
+        print(
+            json.dumps({"status": int(first is not None), "first": first and first.layer, "oracle": first and first.wrong, "layers": rows})
+        )
+    else:
+        print("\n".join(localise.table(findings)))
+    return int(first is not None)
 
 
 def _serve(args: argparse.Namespace, _rest: list[str]) -> int:
