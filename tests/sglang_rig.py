@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends import marlin as marlin_backend
-from mxfp4_validate.backends import sglang_layers
+from mxfp4_validate.backends import sglang_layers, sglang_marlin
 from mxfp4_validate.backends.base import Available
 from mxfp4_validate.backends.emulate import Stages, emulate_sm90, emulated_kernel
 from mxfp4_validate.cases import Activation
@@ -326,7 +326,7 @@ def dsv4_sm90() -> Any:
 
 
 def gpt_oss_marlin() -> Any:
-    return _on_cpu(sglang_layers.GptOssMarlin())
+    return _on_cpu(sglang_marlin.GptOssMarlin())
 
 
 def marlin() -> Any:

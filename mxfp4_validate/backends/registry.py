@@ -33,7 +33,7 @@ BACKENDS: dict[str, Entry] = {
     "sglang:dsv4-sm90": Entry(
         f"{_HERE}.sglang_layers:DeepSeekV4Sm90", "cuda", "the class an sglang server runs DeepSeek-V4 with on SM90 cutlass"
     ),
-    "sglang:gpt-oss-marlin": Entry(f"{_HERE}.sglang_layers:GptOssMarlin", "cuda", "the class an sglang server runs GPT-OSS with on Marlin"),
+    "sglang:gpt-oss-marlin": Entry(f"{_HERE}.sglang_marlin:GptOssMarlin", "cuda", "the class an sglang server runs GPT-OSS with on Marlin"),
     "openai-torch": Entry(f"{_HERE}.openai_torch:OpenAITorch", "cuda", "OpenAI's torch reference for GPT-OSS, where gpt_oss is installed"),
     "humming": Entry(f"{_HERE}.declared:humming", "cuda", "FlashInfer's W4A8 path; declared, not judged"),
     "trtllm-gen": Entry(f"{_HERE}.declared:trtllm_gen", "cuda", "FlashInfer's SM100 path; declared, not judged"),

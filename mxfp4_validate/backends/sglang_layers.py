@@ -59,7 +59,7 @@ def start_engine(runner: str) -> None:
         distributed.initialize_model_parallel()
 
 
-class _SglangLayer:
+class SglangLayer:
     """What both classes share. The kernel below is FlashInfer's, so arithmetic, tactics and layout are the candidate's."""
 
     name = ""
@@ -157,7 +157,7 @@ class _SglangLayer:
         )
 
 
-class GptOssSm90(_SglangLayer):
+class GptOssSm90(SglangLayer):
     """`Mxfp4MoEMethod` on its SM90 cutlass branch. Its alpha, beta and limit are constants in the source."""
 
     name = "sglang:gpt-oss-sm90"
@@ -197,7 +197,7 @@ def fill_gpt_oss(layer: Any, w: MoeWeights) -> None:
             getattr(layer, name).data[tuple(slice(0, n) for n in tensor.shape)].copy_(tensor)
 
 
-class DeepSeekV4Sm90(_SglangLayer):
+class DeepSeekV4Sm90(SglangLayer):
     """`Mxfp4FlashinferCutlassMoEMethod` over `Fp8MoEMethod`'s buffers: int8 codes, scales as fp32 numbers."""
 
     name = "sglang:dsv4-sm90"
@@ -239,50 +239,3 @@ def _fill(parameter: Parameter, values: Tensor) -> None:
             f"the class allocated {tuple(parameter.shape)} {parameter.dtype} where the loader has {tuple(values.shape)} {values.dtype}"
         )
     parameter.data.copy_(values)
-
-
-class GptOssMarlin(_SglangLayer):
-    """`Mxfp4MoEMethod` with the Marlin runner. Before sglang#28231 it drops biases and alpha and leaves gate and up interleaved."""
-
-    name = "sglang:gpt-oss-marlin"
-    module = "sglang.srt.layers.quantization.mxfp4"
-    runner = "marlin"
-
-    def availability(self) -> Available | Unavailable:
-        from mxfp4_validate.backends.marlin import Marlin
-
-        return Marlin().availability()
-
-    @property
-    def layout(self) -> Any:
-        raise AttributeError("Marlin's layout is sglang's own")
-
-    def rounding(self, tactic: Tactic = DEFAULT_TACTIC) -> Any:
-        from mxfp4_validate.reference.rounding import MARLIN
-
-        return MARLIN
-
-    def prepare(self, weights: MoeWeights) -> Any:
-        """As `GptOssSm90.prepare`, with the engine's runner set to Marlin."""
-        start_engine(self.runner)
-        w = weights.to(self.device)
-        method, layer = import_module(self.module).Mxfp4MoEMethod(prefix="model.layers.0.mlp.experts"), self._layer(w)
-        with torch.device(self.device):
-            method.create_weights(layer, w.num_experts, w.hidden_size, w.intermediate_size, torch.bfloat16, with_bias=True)
-        fill_gpt_oss(layer, w)
-        config = import_module("sglang.srt.layers.moe.moe_runner.base").MoeRunnerConfig(
-            num_experts=w.num_experts, num_local_experts=w.num_experts, gemm1_alpha=1.702, gemm1_clamp_limit=7.0
-        )
-        layer.moe_runner_config = config
-        try:
-            method.process_weights_after_loading(layer)
-        except RuntimeError as error:
-            if "not supported by Marlin" not in str(error):
-                raise
-            raise NotSupported(f"sglang itself refuses H={w.hidden_size}, I={w.intermediate_size}: {error}") from error
-        method.create_moe_runner(layer, config)
-        return SimpleNamespace(layer=layer, method=method)
-
-    def _constants(self, method: Any, layer: Any, activation: Activation) -> None:
-        if activation != GPT_OSS:
-            raise NotSupported("a GPT-OSS server has one activation: alpha 1.702, beta 1, limit 7")
