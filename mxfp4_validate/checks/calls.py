@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from mxfp4_validate.backends.base import DEFAULT_TACTIC, Tactic
 from mxfp4_validate.cases import SINGLE, Activation, Parallel
 from mxfp4_validate.checks.context import Context
+from mxfp4_validate.comparison.bits import require_equal
+from mxfp4_validate.comparison.explained import least_equal, require_explained
 from mxfp4_validate.errors import CheckFailed
 from mxfp4_validate.formats.moe_weights import MoeInputs
+from mxfp4_validate.reference.twin import Twin
 
 GUARD_ROWS = 8
 #: A NaN with a payload that no kernel computes, so that an overwritten guard shows even if a NaN was written.
@@ -38,3 +42,12 @@ def call(
         row, column = touched.nonzero()[0].tolist()
         raise CheckFailed(f"wrote outside its output: guard row {row}, column {column} (tactic {tactic.name})", {"tactic": tactic.name})
     return result
+
+
+def require_again(ctx: Context, out: Tensor, base: Tensor, expected: Callable[[], Twin], what: str) -> dict[str, object]:
+    """`out` repeats `base` bit for bit; a backend whose calls do not repeat bits is held to the twin `expected()` of the call that gave `out`."""
+    model = ctx.backend.rounding()
+    if model.repeatable:
+        return require_equal(out, base, what)
+    same = float((out == base).double().mean())
+    return require_explained(out, expected(), what, share=least_equal(model)) | {"equal_to_first": same}

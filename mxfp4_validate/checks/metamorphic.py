@@ -8,21 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mxfp4_validate.cases import MoeCase
-from mxfp4_validate.checks.calls import call
+from mxfp4_validate.cases import Activation, MoeCase
+from mxfp4_validate.checks.calls import call, require_again
 from mxfp4_validate.checks.context import Context
 from mxfp4_validate.comparison.bits import require_equal
 from mxfp4_validate.comparison.explained import require_explained
 from mxfp4_validate.errors import NotSupported
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 from mxfp4_validate.probes.build import PROBES
-from mxfp4_validate.reference.twin import twin_moe
+from mxfp4_validate.reference.twin import Twin, twin_moe
 
 
 def _setting(ctx: Context, case: MoeCase) -> tuple[MoeWeights, Any, MoeInputs, Tensor]:
     weights, prepared = ctx.layer(case.shape, case.seed)
     inputs = ctx.inputs(case)
     return weights, prepared, inputs, call(ctx, prepared, inputs, case.shape.activation)
+
+
+def _run_again(ctx: Context, weights: MoeWeights, inputs: MoeInputs, activation: Activation, base: Tensor, what: str) -> dict[str, object]:
+    """The layer of `weights` gives `base`, as `require_again` asks it."""
+    out = call(ctx, ctx.backend.prepare(weights), inputs, activation)
+
+    def expected() -> Twin:
+        return twin_moe(weights, inputs, activation, ctx.backend.rounding())
+
+    return require_again(ctx, out, base, expected, what)
 
 
 def _rows_again(ctx: Context, case: MoeCase, out: Tensor, base: Tensor, rows: Tensor, what: str) -> dict[str, object]:
@@ -60,8 +70,7 @@ def expert_permutation(ctx: Context, case: MoeCase) -> dict[str, object]:
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=ctx.device)
     renamed = replace(inputs, topk_ids=place[inputs.topk_ids.long()].int())
-    out = call(ctx, ctx.backend.prepare(weights.experts(order)), renamed, case.shape.activation)
-    return require_equal(out, base, "permuted experts")
+    return _run_again(ctx, weights.experts(order), renamed, case.shape.activation, base, "permuted experts")
 
 
 def slot_permutation(ctx: Context, case: MoeCase) -> dict[str, object]:
@@ -84,15 +93,14 @@ def slot_permutation(ctx: Context, case: MoeCase) -> dict[str, object]:
 def scale_shift(ctx: Context, case: MoeCase) -> dict[str, object]:
     """fc1 scales doubled and x halved: the same bits. fc2 scales doubled without bias: exactly twice the output. Weights doubled: likewise."""
     weights, _, inputs, base = _setting(ctx, case)
-    doubled = ctx.backend.prepare(weights.with_(w13_scale=weights.w13_scale + 1))
-    out = call(ctx, doubled, replace(inputs, x=inputs.x / 2), case.shape.activation)
-    metrics = require_equal(out, base, "fc1 scale bytes + 1 and x / 2")
+    activation = case.shape.activation
+    doubled = weights.with_(w13_scale=weights.w13_scale + 1)
+    metrics = _run_again(ctx, doubled, replace(inputs, x=inputs.x / 2), activation, base, "fc1 scale bytes + 1 and x / 2")
     plain = weights.with_(w2_bias=None)
-    once = call(ctx, ctx.backend.prepare(plain), inputs, case.shape.activation)
-    twice = ctx.backend.prepare(plain.with_(w2_scale=plain.w2_scale + 1))
-    require_equal(call(ctx, twice, inputs, case.shape.activation), once * 2, "fc2 scale bytes + 1")
+    once = call(ctx, ctx.backend.prepare(plain), inputs, activation)
+    _run_again(ctx, plain.with_(w2_scale=plain.w2_scale + 1), inputs, activation, once * 2, "fc2 scale bytes + 1")
     heavy = replace(inputs, topk_weights=inputs.topk_weights * 2)
-    require_equal(call(ctx, ctx.backend.prepare(plain), heavy, case.shape.activation), once * 2, "routing weights x 2")
+    _run_again(ctx, plain, heavy, activation, once * 2, "routing weights x 2")
     return metrics
 
 
@@ -101,13 +109,12 @@ def sign_flip(ctx: Context, case: MoeCase) -> dict[str, object]:
     weights, _, inputs, _ = _setting(ctx, case)
     plain = weights.with_(w2_bias=None, w13_bias=None)
     once = call(ctx, ctx.backend.prepare(plain), inputs, case.shape.activation)
-    flipped = ctx.backend.prepare(plain.with_(w2=plain.w2 ^ 0x88))
-    metrics = require_equal(call(ctx, flipped, inputs, case.shape.activation), -once, "fc2 signs flipped")
+    metrics = _run_again(ctx, plain.with_(w2=plain.w2 ^ 0x88), inputs, case.shape.activation, -once, "fc2 signs flipped")
     if getattr(ctx.backend, "fixed_beta", None):
         return metrics | {"up_flipped": "not asked: this backend's beta is not 0, so its activation is not odd in up"}
     even = replace(case.shape.activation, beta=0.0)
     up_flipped = plain.w13.clone()
     up_flipped[:, plain.intermediate_size :] ^= 0x88
     base = call(ctx, ctx.backend.prepare(plain), inputs, even)
-    require_equal(call(ctx, ctx.backend.prepare(plain.with_(w13=up_flipped)), inputs, even), -base, "up signs flipped, beta 0")
+    _run_again(ctx, plain.with_(w13=up_flipped), inputs, even, -base, "up signs flipped, beta 0")
     return metrics

@@ -30,6 +30,9 @@ class RoundingModel:
         slot_bf16: weight * (y + bias2) is rounded to bf16 per slot before the sum over slots.
         ordered: the declared order is the backend's own order, so that what differs must be explained; otherwise the order is unknown
             and the freedom of the sum is part of every interval.
+        repeatable: identical calls return identical bits. Marlin's do not on larger batches: sglang's `moe_align_block_size` sorts the tokens
+            of an expert with atomics, so a token's block, and with it the cut of K between thread blocks, changes from call to call
+            (measured on an H200, docs/findings.md). Relations between two of its calls are then held to the twin's intervals.
         e8m0: what scale bytes 0 and 255 are read as.
     """
 
@@ -48,11 +51,14 @@ class RoundingModel:
     weight_bf16: bool = False
     slot_bf16: bool = False
     ordered: bool = True
+    repeatable: bool = True
     e8m0: e8m0.Meaning = e8m0.EXPONENT_FIELD
 
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
-MARLIN = RoundingModel("marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False)
+MARLIN = RoundingModel(
+    "marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False, repeatable=False
+)
 TRITON_KERNELS = RoundingModel(
     "triton-kernels", promote=False, h_bf16=False, y_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False
 )
