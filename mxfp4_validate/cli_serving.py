@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mxfp4_validate.serving.diverge_options import add_corpus_options, add_diverge_options
+from mxfp4_validate.serving.diverge_options import (
+    add_calibrate_options,
+    add_corpus_options,
+    add_diverge_options,
+    add_first_divergence_options,
+)
 from mxfp4_validate.serving.options import add_eval_options
 
 _VERBS = {
@@ -22,6 +27,8 @@ _VERBS = {
     "report": "one HTML file of kernel records, benches and eval runs, with a verdict",
     "corpus": "token sequences of a baseline's own answers, for `diverge`",
     "diverge": "token by token: how far a candidate's distributions lie from the baseline's",
+    "calibrate": "the limits of `diverge` from a server against itself, three times or more",
+    "first-divergence": "greedy answers: whether the candidate leaves the baseline's earlier than the baseline leaves its own",
     "run": "a plan from its servers to its verdict: launch, canary, divergence, evals, report; the same command goes on with it",
     "demo": "the whole instrument on an embedded model: no GPU, no network, no endpoint",
 }
@@ -31,6 +38,8 @@ _HOMES = {
     "demo": "serving.demo",
     "corpus": "serving.diverge",
     "diverge": "serving.diverge",
+    "calibrate": "serving.calibrate",
+    "first-divergence": "serving.first_divergence",
     "plan": "plans.verbs",
     "run": "plans.verbs",
 }
@@ -49,7 +58,7 @@ def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
     def verb(args: argparse.Namespace, _rest: list[str]) -> int:
         module = importlib.import_module("mxfp4_validate.serving.verbs")
         home = importlib.import_module(f"mxfp4_validate.{_HOMES.get(name, 'serving.verbs')}")
-        return int(module.run(getattr(home, f"{name}_verb"), args))
+        return int(module.run(getattr(home, f"{name.replace('-', '_')}_verb"), args))
 
     return verb
 
@@ -152,4 +161,6 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "demo": _demo,
     "corpus": add_corpus_options,
     "diverge": add_diverge_options,
+    "calibrate": add_calibrate_options,
+    "first-divergence": add_first_divergence_options,
 }

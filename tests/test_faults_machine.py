@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("bare_surroundings")
 
+#: As it is outside these tests.
+CONNECT = durable.connect
+
 
 class Failing:
     """A connection that fails at one call of all that are made, the way a full or broken disk does, and at every later one."""
@@ -61,14 +64,15 @@ class Disk:
             raise error
 
     def connect(self, path: Path) -> Any:
-        return Failing(durable.connect(path), self)
+        return Failing(CONNECT(path), self)
 
 
 def failing_disk(at: int, text: str, monkeypatch: pytest.MonkeyPatch, server: FaultServer, questions: Path, out: Path) -> tuple[int, Disk]:
     """An `eval` on a disk that fails from call `at` on; its exit status."""
     disk = Disk(at, text)
     with monkeypatch.context() as patch:
-        patch.setattr(evals, "connect", disk.connect)
+        for module in (durable, evals):  # the one creates the file, the other goes on with it
+            patch.setattr(module, "connect", disk.connect)
         return cli.main(eval_args(server, questions, out, "--concurrency", "4")), disk
 
 
@@ -117,7 +121,8 @@ def test_c07_nothing_is_written_after_a_failed_commit(tmp_path: Path, monkeypatc
             return self._db.execute(*args)
 
     disk = Disk(1 << 30, "")
-    monkeypatch.setattr(evals, "connect", lambda path: Once(durable.connect(path), disk))
+    for module in (durable, evals):
+        monkeypatch.setattr(module, "connect", lambda path: Once(CONNECT(path), disk))
     with FaultServer(slowly(0.15)) as server:
         assert cli.main(eval_args(server, questions, tmp_path / "run", "--concurrency", "1")) == 5
         assert len(server.requests) < 12

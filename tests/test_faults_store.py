@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mxfp4_validate.errors import InvalidRun, UsageError
-from mxfp4_validate.records import durable, evals
+from mxfp4_validate.records import durable
 from mxfp4_validate.records.evals import AttemptRow, EvalStore
 from mxfp4_validate.records.sample import Sample
 from tests.store_rig import KEYS, Forker, create, entry, final, whole
@@ -152,7 +152,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[s
         return db
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evals, "connect", small_pages)
+        patch.setattr(durable, "connect", small_pages)
         with create(path, 1) as store:
             store.add_boot("b", "http://a", {"moe_backend": "marlin"})
             store.add([entry("q0", repeat) for repeat in range(2)], "1")

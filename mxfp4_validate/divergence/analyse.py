@@ -19,7 +19,8 @@ class Result:
     """One candidate arm.
 
     Attributes:
-        decision: FAIL, UNDECIDED or GO ON; columns: llama.cpp's numbers of the candidate, floor_columns: those of the A/A runs together.
+        decision: FAIL, UNDECIDED or GO ON; columns: llama.cpp's numbers of the candidate, floor_columns: those of the floor's arms together,
+            which are the declared backends where the decision says so, else the A/A runs.
         worst: places of the sequences with the largest mean KL, the largest first; not_finite: places that ended in no number.
     """
 
@@ -53,11 +54,12 @@ def analyse(store: DivergenceStore, candidate: str, limits: Limits | None = None
     `IncompleteRun` if an arm lacks a sequence, `InvalidRun` if the baseline itself answered NaN, `UsageError` without a floor.
     """
     (baseline, *more), floors = arms_of(store, "baseline") or [""], arms_of(store, "floor")
+    others = arms_of(store, "declared")
     if not baseline or more or not floors:
         raise UsageError(f"{store.path} needs one baseline arm and at least one floor arm, it has {_roles(store)}")
     if candidate not in arms_of(store, "candidate"):
         raise UsageError(f"{store.path} has no candidate arm {candidate!r}, it has {_roles(store)}")
-    _check_arms(store, baseline, floors, candidate)
+    _check_arms(store, baseline, floors, others, candidate)
     rows = store.scores(candidate)
     places = [place for place, row in rows.items() if row.scores is not None]
     not_finite = tuple(place for place, row in rows.items() if row.scores is None)
@@ -65,29 +67,43 @@ def analyse(store: DivergenceStore, candidate: str, limits: Limits | None = None
         return Result(nothing_but_nan(len(not_finite)), {}, {}, (), not_finite)
     mine = store.scores(baseline)
     found = against(store, mine, candidate, places)
-    runs = [against(store, mine, name, places) for name in floors]
+    runs, declared = ([against(store, mine, name, places) for name in names] for names in (floors, others))
     me: Arm = arm(found)
-    decision = decide(me, [arm(run) for run in runs], limits, len(not_finite))
+    decision = decide(me, [arm(run) for run in runs], limits, len(not_finite), [arm(run) for run in declared])
     worst = tuple(places[i] for i in me.kl.argsort()[::-1][:10])
-    return Result(decision, columns(found), columns([row for run in runs for row in run]), worst, not_finite)
+    floor = declared if decision.declared else runs
+    return Result(decision, columns(found), columns([row for run in floor for row in run]), worst, not_finite)
 
 
-def _check_arms(store: DivergenceStore, baseline: str, floors: Sequence[str], candidate: str) -> None:
-    for name in (baseline, *floors, candidate):
+def _check_arms(store: DivergenceStore, baseline: str, floors: Sequence[str], others: Sequence[str], candidate: str = "") -> None:
+    arms = store.arms()
+    for name in (baseline, *floors, *others, *([candidate] if candidate else [])):
         left = store.missing(name)
         if left:
             raise IncompleteRun(f"arm {name!r} lacks {len(left)} sequences, the first is {left[0]}; run the same command again")
-    for name in (baseline, *floors):
+    for name in (baseline, *floors, *others):
         bad = [row for row in store.scores(name).values() if row.scores is None]
         if bad:
             raise InvalidRun(f"the baseline's arm {name!r} answered no number for sequence {bad[0].place}: {bad[0].error}")
-    arms = store.arms()
-    for name in floors:
-        differs = [key for key in CRITICAL if arms[name].identity.get(key) != arms[baseline].identity.get(key)]
-        if differs:
-            raise InvalidRun(
-                f"floor arm {name!r} is not the baseline's configuration: {', '.join(differs)} differ; a floor is the same server twice"
-            )
+    for names, keys, why in (
+        (floors, CRITICAL, "is not the baseline's configuration: {} differ; a floor is the same server twice"),
+        (others, ("model", "model_path"), "serves another model: {} differ; a declared backend computes the baseline's model"),
+    ):
+        for name in names:
+            differs = [key for key in keys if arms[name].identity.get(key) != arms[baseline].identity.get(key)]
+            if differs:
+                raise InvalidRun(f"{'floor' if names is floors else 'declared'} arm {name!r} {why.format(', '.join(differs))}")
+
+
+def sound_arms(store: DivergenceStore) -> tuple[list[Arm], list[Arm]]:
+    """The A/A runs and the declared backends of a record against its baseline, checked as `analyse` does: what a calibration needs."""
+    (baseline, *more), floors, others = arms_of(store, "baseline") or [""], arms_of(store, "floor"), arms_of(store, "declared")
+    if not baseline or more or not floors:
+        raise UsageError(f"{store.path} needs one baseline arm and at least one floor arm, it has {_roles(store)}")
+    _check_arms(store, baseline, floors, others)
+    mine, places = store.scores(baseline), range(len(store.corpus.sequences))
+    aa, declared = ([arm(against(store, mine, name, places)) for name in names] for names in (floors, others))
+    return aa, declared
 
 
 def _roles(store: DivergenceStore) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 
 from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.limits import Limits
-from mxfp4_validate.divergence.rule import build_floor, resamples
+from mxfp4_validate.divergence.rule import Floor, build_floor, resamples
 from mxfp4_validate.divergence.scores import Floats
+from mxfp4_validate.divergence.signed import drift, logs
 from mxfp4_validate.divergence.statistic import Arm
 from mxfp4_validate.errors import InvalidRun, UsageError
 
-FORMAT = "mxfp4-validate divergence calibration 1"
+FORMAT = "mxfp4-validate divergence calibration 2"
 #: What differs between two boots of one configuration without meaning anything.
 VOLATILE = ("random_seed", "max_total_num_tokens")
 
@@ -30,7 +31,9 @@ class Calibration:
 
     Attributes:
         identity: the server's settings; corpus: the corpus's sha256; width: positions a request, which sets the tokens per forward.
-        ratios, tails, flips: leave-one-out ratios as observed, one a run, those of legitimate other backends behind them.
+        ratios, tails, flips, typicals: leave-one-out ratios as observed, one a run, those of legitimate other backends behind them.
+        drifts: sizes of the drift over the floor's scatter, as far as they are certain.
+        declared: whether A/A was silent, so that the other backends were held against each other.
     """
 
     identity: Mapping[str, str]
@@ -39,13 +42,19 @@ class Calibration:
     ratio: float
     tail_factor: float
     flip_ratio: float
+    typical: float
+    drift: float
     quantile: float
     ratios: tuple[float, ...]
     tails: tuple[float, ...]
     flips: tuple[float, ...]
+    typicals: tuple[float, ...]
+    drifts: tuple[float, ...]
+    declared: bool
 
     def limits(self, base: Limits | None = None) -> Limits:
-        return replace(base or Limits(), ratio=self.ratio, tail_factor=self.tail_factor, flip_ratio=self.flip_ratio)
+        mine = {name: getattr(self, name) for name in ("ratio", "tail_factor", "flip_ratio", "typical", "drift")}
+        return replace(base or Limits(), **mine)
 
 
 def calibrate(runs: Sequence[Arm], identity: Mapping[str, str], corpus: str, width: int, legitimate: Sequence[Arm] = ()) -> Calibration:
@@ -53,7 +62,8 @@ def calibrate(runs: Sequence[Arm], identity: Mapping[str, str], corpus: str, wid
 
     Each limit is the larger of its default and the `CALIBRATION_QUANTILE` of its leave-one-out ratios, pooled over runs and over
     resampled sequences. A/A can show that a default is too small for a server; that a smaller one would do it cannot show, because
-    another sound backend lies above A/A.
+    another sound backend lies above A/A. A server that repeats its own bits has no noise: then at least three `legitimate` backends
+    are held against each other.
     """
     least = int(table.LEAST_RUNS.value)
     if len(runs) < least:
@@ -63,30 +73,51 @@ def calibrate(runs: Sequence[Arm], identity: Mapping[str, str], corpus: str, wid
         raise UsageError(f"the A/A runs hold {n} sequences, a calibration needs {int(table.LEAST_SEQUENCES.value)}; use a larger corpus")
     if any(not np.array_equal(run.positions, runs[0].positions) for run in (*runs, *legitimate)):
         raise UsageError("the runs scored different positions; calibrate with runs of one corpus")
-    sides = [(run, [other for other in runs if other is not run]) for run in runs] + [(run, list(runs)) for run in legitimate]
-    if any(build_floor(others).assumed for _, others in sides):
-        raise UsageError(
-            "the A/A runs repeat each other's bits, there is no noise to calibrate with; run them with sums in another order (batch, TP size)"
-        )
+    sides, declared = _sides(runs, legitimate)
     draws, one = resamples(n, Limits().draws, Limits().seed), np.ones((1, n))
-    quantile = table.CALIBRATION_QUANTILE.value
-    pooled = [np.concatenate(found) for found in zip(*(_ratios(run, others, draws) for run, others in sides), strict=True)]
-    ratio, tail, flip = (float(np.quantile(values, quantile)) for values in pooled)
-    seen = [tuple(float(v[0]) for v in found) for found in zip(*(_ratios(run, others, one) for run, others in sides), strict=True)]
+    found = [_ratios(run, floor, draws) for run, floor in sides]
+    ratios, tails, flips, typicals = (
+        tuple(float(v[0]) for v in values) for values in zip(*(_ratios(run, floor, one) for run, floor in sides), strict=True)
+    )
+    drifts = tuple(_drift(run, floor) for run, floor in sides)
+    ratio, tail, flip, usual = (_raised(values) for values in zip(*found, strict=True))
     defaults = Limits()
     return Calibration(
         dict(identity), corpus, width, max(ratio, defaults.ratio), max(tail, defaults.tail_factor), max(flip, defaults.flip_ratio),
-        quantile, seen[0], seen[1], seen[2],
+        max(usual, defaults.typical), max(*drifts, defaults.drift), table.CALIBRATION_QUANTILE.value, ratios, tails, flips, typicals, drifts, declared,
     )  # fmt: skip
 
 
-def _ratios(run: Arm, others: Sequence[Arm], draws: Floats) -> tuple[Floats, Floats, Floats]:
-    """Ratios of mean KL, largest sequence mean and flips [draws] of one run to the floor of the others, on resampled sequences."""
-    floor = build_floor(others)
-    largest = np.max([other.kl for other in others], axis=0)
+def _raised(values: Sequence[Floats]) -> float:
+    return float(np.quantile(np.concatenate(values), table.CALIBRATION_QUANTILE.value))
+
+
+def _sides(runs: Sequence[Arm], legitimate: Sequence[Arm]) -> tuple[list[tuple[Arm, Floor]], bool]:
+    """Each run with the floor of all others, then each legitimate backend with the floor of all runs; see `calibrate` for silent ones."""
+    floors = [(run, build_floor([other for other in runs if other is not run])) for run in runs]
+    if not any(floor.assumed for _, floor in floors):
+        return floors + [(run, build_floor(runs)) for run in legitimate], False
+    least = int(table.LEAST_RUNS.value)
+    held = [(run, build_floor(runs, [other for other in legitimate if other is not run])) for run in legitimate]
+    if len(held) < least or any(floor.assumed for _, floor in held):
+        raise UsageError(
+            "the A/A runs repeat each other's bits, there is no noise to calibrate with; run them with sums in another order (batch, TP size), "
+            f"or declare {least} other accepted backends, of which there are {len(held)}"
+        )
+    return held, True
+
+
+def _ratios(run: Arm, floor: Floor, draws: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Ratios of mean KL, largest sequence mean, flips and typical KL [draws] of one run to a floor, on resampled sequences."""
     drawn = draws > 0
-    tail = np.where(drawn, run.kl, 0).max(1) / np.where(drawn, largest, 0).max(1)
-    return draws @ run.kl / (draws @ floor.kl), tail, draws @ run.flips / np.maximum(draws @ floor.flips, 1e-300)
+    tail = np.where(drawn, run.kl, 0).max(1) / np.where(drawn, floor.peaks, 0).max(1)
+    usual = np.exp(draws @ (logs(run.kl) - floor.logs) / draws.sum(1))
+    return draws @ run.kl / (draws @ floor.kl), tail, draws @ run.flips / np.maximum(draws @ floor.flips, 1e-300), usual
+
+
+def _drift(run: Arm, floor: Floor) -> float:
+    """How far the drift of a sound run certainly goes, over the floor's scatter."""
+    return 0.0 if run.drift is None else drift(run.drift, run.positions, Limits().level).least / floor.scatter
 
 
 def save(calibration: Calibration, path: Path) -> None:

@@ -12,6 +12,25 @@ RATIO = Tolerance(1.5, "on a 135M model another legitimate kernel stood at 1.17 
 TAIL_FACTOR = Tolerance(3.0, "sequence means of A/A spread by a factor of 2 at most; a fault in 5 % of sequences raised theirs 60 times")
 #: FAIL-C: the same ratio for the share of positions whose most likely token changes.
 FLIP_RATIO = Tolerance(1.5, "another legitimate kernel stood at 1.1 to 1.2 of A/A's flips, an output off by 1 % at 1.56")
+#: FAIL-D: ratio of the typical (geometric mean) sequence's KL to the floor's.
+TYPICAL = Tolerance(
+    1.5, "on the tiny model sound backends stood at 0.9 to 1.4 of each other over 20 corpora, 1 % of its first layer at 2.3 and more"
+)
+#: FAIL-E: size of a drift of the log-probabilities to one side, over the floor's scatter (half the mean square of its log-ratios).
+DRIFT = Tolerance(
+    4.0, "what zero-mean noise leaves of a drift is of the second order, as the scatter is: sound twins kept within 0.9 of it on average and "
+    "transformers' bf16 sums within 2.7; 1 % of one layer of the tiny model stood at 7, 22 and 40"
+)  # fmt: skip
+#: Log-ratio in nat at which a position's part of a drift is cut.
+DRIFT_CLIP = Tolerance(
+    0.2, "a position where a rounding chose another expert moves by whole nats, one where a layer is off by 1 % by hundredths: uncut, the "
+    "few first hide the many second, and the same fault has half the t"
+)  # fmt: skip
+#: FAIL-B against a declared floor: so many sequences must stand out.
+TAIL_COUNT = Tolerance(
+    3, "another expert chosen by a rounding makes one sequence's KL any size; with a tail of 1/x^a, m stand above f times the floor's "
+    "largest with chance (1 + f^a)^-m, 1.6 % at the worst a = 1 seen, and 0.1 % at 2"
+)  # fmt: skip
 #: Confidence of each one-sided bound of the two ratios.
 LEVEL = Tolerance(
     0.997, "three rules and several regimes are looked at; 0.3 % each keeps a sound candidate's false FAIL near 1 % over four"
@@ -25,6 +44,10 @@ LEAST_SEQUENCES = Tolerance(
 #: Mean KL of A/A in nats below which A/A is no measure of rounding: the server repeats its own bits, or nearly.
 QUIET_FLOOR = Tolerance(
     1e-5, "bf16 models measured 1e-3 between two reduction orders; a hundredth of that means that hardly a sum was added up differently"
+)
+#: The same for the typical sequence.
+QUIET_TYPICAL = Tolerance(
+    1e-6, "one expert chosen otherwise lifts the mean of 128 sequences that all but repeat their bits over the line above; typical are 2e-5"
 )
 #: What a quiet A/A is replaced by: a mean KL in nats that another order of the same bf16 sums may well cause.
 ASSUMED_FLOOR = Tolerance(
@@ -72,6 +95,8 @@ class Limits:
     ratio: float = RATIO.value
     tail_factor: float = TAIL_FACTOR.value
     flip_ratio: float = FLIP_RATIO.value
+    typical: float = TYPICAL.value
+    drift: float = DRIFT.value
     level: float = LEVEL.value
     draws: int = int(DRAWS.value)
     seed: int = 0

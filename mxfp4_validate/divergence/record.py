@@ -6,7 +6,6 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +16,12 @@ import numpy as np
 import mxfp4_validate
 from mxfp4_validate.divergence.corpus import Corpus, parse
 from mxfp4_validate.divergence.scores import Scores
-from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
-from mxfp4_validate.records.durable import Transaction, connect, damage, disk_failed, plain, publish, sealed, unsealed
+from mxfp4_validate.errors import InvalidRun, UsageError
+from mxfp4_validate.records.durable import Transaction, connect, create, damage, open_checked, plain, sealed, unsealed
 from mxfp4_validate.records.store import new_run_id, now
 
 SCHEMA_VERSION = 201  # kernel records count from 1, eval records from 101, divergence records from 201
-ROLES = ("baseline", "floor", "candidate")
+ROLES = ("baseline", "floor", "declared", "candidate")
 _SCHEMA = """
 CREATE TABLE run (id TEXT PRIMARY KEY, created TEXT NOT NULL, version TEXT NOT NULL, corpus_sha256 TEXT NOT NULL, corpus BLOB NOT NULL,
                   top INTEGER NOT NULL, width INTEGER NOT NULL, settings TEXT NOT NULL, checksum TEXT NOT NULL);
@@ -68,20 +67,13 @@ class DivergenceStore:
     @classmethod
     def create(cls, path: Path, corpus: Corpus, top: int, width: int, settings: Mapping[str, Any]) -> DivergenceStore:
         """A new file that holds the corpus. Never an existing file."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".new")
-            temporary.unlink(missing_ok=True)
-            with closing(connect(temporary)) as db, Transaction(db):
-                for statement in (*_SCHEMA.split(";"), f"PRAGMA user_version={SCHEMA_VERSION}"):
-                    db.execute(statement)
-                head = (new_run_id(), now(), mxfp4_validate.__version__, corpus.sha256, zlib.compress(corpus.canonical()))
-                text = json.dumps(settings, sort_keys=True, allow_nan=False)
-                db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?)", sealed((*head, top, width, text)))
-            publish(temporary, path)
-            return cls(path, connect(path))
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"cannot create the divergence run {path}: {error}") from error
+        head = (new_run_id(), now(), mxfp4_validate.__version__, corpus.sha256, zlib.compress(corpus.canonical()))
+        row = (*head, top, width, json.dumps(settings, sort_keys=True, allow_nan=False))
+
+        def fill(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?)", sealed(row))
+
+        return cls(path, create(path, _SCHEMA, SCHEMA_VERSION, fill, "divergence run"))
 
     @classmethod
     def resume(cls, path: Path, corpus: Corpus | None = None) -> DivergenceStore:
@@ -98,25 +90,12 @@ class DivergenceStore:
         """An existing run, read-only; `UsageError` if it is no divergence record of ours, `InvalidRun` if its file is damaged."""
         if not path.is_file():
             raise UsageError(f"no divergence run at {path}")
-        with ExitStack() as stack:
-            try:
-                if path.with_name(path.name + "-journal").exists():  # a killed writer's open transaction: only a writer may roll it back
-                    connect(path).close()
-                db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
-                stack.callback(db.close)
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                found = db.execute("PRAGMA integrity_check(1)").fetchall() if version == SCHEMA_VERSION else [("ok",)]
-            except (sqlite3.Error, UnicodeError) as error:
-                if disk_failed(error):
-                    raise IncompleteRun(f"{path} cannot be read: {error}; mend that, then run the same command again") from error
-                raise UsageError(f"{path} is not a divergence run of mxfp4-validate: {error}") from error
-            if version != SCHEMA_VERSION:
-                raise UsageError(f"{path} has record schema {version}, this version reads divergence runs of schema {SCHEMA_VERSION}")
-            if found != [("ok",)]:
-                raise InvalidRun(f"{path} is damaged, it cannot be trusted: {found[0][0] if found else 'it cannot be checked'}")
-            store = cls(path, db)
-            stack.pop_all()
-        return store
+        db = open_checked(path, SCHEMA_VERSION, "a divergence run", "divergence runs")
+        try:
+            return cls(path, db)
+        except BaseException:
+            db.close()
+            raise
 
     def _run(self) -> tuple[Corpus, int, int, dict[str, Any]]:
         rows = self._rows("SELECT * FROM run")

@@ -12,19 +12,11 @@ import numpy as np
 from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.scores import Floats
+from mxfp4_validate.divergence.signed import Drift, Ratio, drift, floor_logs, typical
 from mxfp4_validate.divergence.statistic import Arm
 from mxfp4_validate.statistics.distributions import normal_quantile, t_quantile
 
 FAIL, UNDECIDED, GO_ON = "FAIL", "UNDECIDED", "GO ON"
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Candidate over floor with one-sided bounds, each of the level asked for."""
-
-    estimate: float
-    lower: float
-    upper: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,9 @@ class Decision:
         floor: the mean KL the ratio is taken to; assumed: whether that is `ASSUMED_FLOOR` because A/A was too quiet to be one.
         more: scored positions in all that would decide, None if it is decided or no number would.
         seen_share: share of sequences that an intermittent fault must touch to be met in one of them with 95 % chance.
+        typical: the ratio of geometric means; drift: see `signed.drift`; None with too few sequences.
+        declared: whether the floor is other accepted backends, because A/A was too quiet to be one.
+        outstanding: sequences above `tail_factor` times the floor's largest.
     """
 
     outcome: str
@@ -48,32 +43,70 @@ class Decision:
     assumed: bool
     more: int | None
     seen_share: float
+    typical: Ratio | None = None
+    drift: Drift | None = None
+    declared: bool = False
+    outstanding: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Floor:
-    """The A/A runs as one: mean over runs of each sequence's KL and flips [S], and the largest sequence mean of all."""
+    """The runs of the floor as one: mean over runs of each sequence's KL, flips and log KL [S], over runs the largest KL of each.
+
+    `scatter` is half the mean square of a position's log-ratio, in nat; see `Arm`.
+    """
 
     kl: Floats
     flips: Floats
-    largest: float
-    assumed: bool
+    logs: Floats
+    peaks: Floats
+    scatter: float
+    assumed: bool = False
+    declared: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The largest sequence mean of all runs."""
+        return float(self.peaks.max())
+
+    @property
+    def what(self) -> str:
+        if self.assumed:
+            return "an assumed floor"
+        return "the declared backends" if self.declared else "the A/A floor"
 
 
-def build_floor(runs: Sequence[Arm]) -> Floor:
-    """The floor of A/A runs; the assumed one if their mean KL is below `QUIET_FLOOR`, a server that repeats its own bits."""
+def build_floor(runs: Sequence[Arm], declared: Sequence[Arm] = ()) -> Floor:
+    """The floor of A/A runs, if their mean KL is at least `QUIET_FLOOR`.
+
+    A server that repeats its own bits has none. Then it is that of `declared`, other accepted backends against the same baseline;
+    without any, an assumed one.
+    """
     if not runs:
         raise ValueError("no A/A run: score the baseline twice, without a floor there is nothing to compare with")
+    if not _quiet(runs):
+        return _measured(runs, False)
+    if declared and not _quiet(declared):
+        return _measured(declared, True)
+    assumed, positions = table.ASSUMED_FLOOR.value, runs[0].positions
+    flips = np.maximum(table.ASSUMED_FLIPS.value * positions, table.LEAST_FLIPS.value / positions.size)
+    kl = np.full(positions.shape, assumed)
+    return Floor(kl, flips, floor_logs([kl]), kl * table.ASSUMED_SPREAD.value, assumed, assumed=True)
+
+
+def _quiet(runs: Sequence[Arm]) -> bool:
+    """Whether hardly a sum was added up differently: in the mean, or in the typical sequence."""
+    usual = float(np.exp(floor_logs([run.kl for run in runs]).mean()))
+    return bool(np.mean([run.kl for run in runs]) < table.QUIET_FLOOR.value or usual < table.QUIET_TYPICAL.value)
+
+
+def _measured(runs: Sequence[Arm], declared: bool) -> Floor:
     kl = np.mean([run.kl for run in runs], axis=0)
-    least = table.LEAST_FLIPS.value / kl.size
     flips = np.sum([run.flips for run in runs], axis=0)
-    flips = (flips if flips.sum() >= table.LEAST_FLIPS.value else np.full(kl.shape, least)) / len(runs)
-    largest = max(float(run.kl.max()) for run in runs)
-    if kl.mean() >= table.QUIET_FLOOR.value:
-        return Floor(kl, flips, largest, False)
-    assumed = table.ASSUMED_FLOOR.value
-    flips = np.maximum(table.ASSUMED_FLIPS.value * runs[0].positions, least)
-    return Floor(np.full(kl.shape, assumed), flips, assumed * table.ASSUMED_SPREAD.value, True)
+    flips = (flips if flips.sum() >= table.LEAST_FLIPS.value else np.full(kl.shape, table.LEAST_FLIPS.value / kl.size)) / len(runs)
+    logs, peaks = floor_logs([run.kl for run in runs]), np.max([run.kl for run in runs], axis=0)
+    scatters = [run.scatter.sum() / run.positions.sum() for run in runs if run.scatter is not None]
+    return Floor(kl, flips, logs, peaks, float(np.mean(scatters)) if scatters else float(kl.mean()), declared=declared)
 
 
 @lru_cache(maxsize=8)
@@ -106,27 +139,52 @@ def _stretched(estimate: Floats, bound: Floats, stretch: float) -> Floats:
     return np.where(bound > 0, safe * (np.maximum(bound, 1e-300) / safe) ** stretch, 0.0)
 
 
-def decide(candidate: Arm, runs: Sequence[Arm], limits: Limits | None = None, not_finite: int = 0) -> Decision:
-    """The verdict on one candidate arm; `runs` are the A/A runs, `not_finite` the candidate's sequences that ended in NaN (not in its arm).
+def decide(
+    candidate: Arm, runs: Sequence[Arm], limits: Limits | None = None, not_finite: int = 0, declared: Sequence[Arm] = ()
+) -> Decision:
+    """The verdict on one candidate arm.
 
-    With `not_finite` the arms hold the sequences that all of them scored.
+    `runs` are the A/A runs, `declared` other accepted backends, `not_finite` the candidate's sequences that ended in NaN (not in its
+    arm). With `not_finite` the arms hold the sequences that all of them scored.
     """
     limits = limits or Limits()
-    if any(not np.array_equal(run.positions, candidate.positions) for run in runs):
+    if any(not np.array_equal(run.positions, candidate.positions) for run in (*runs, *declared)):
         raise ValueError("the arms scored different positions; compare arms of one corpus")
-    floor, n = build_floor(runs), candidate.kl.size
-    kl = flips = None
-    if n >= table.LEAST_SEQUENCES.value:
-        kl = Ratio(*map(float, ratio_bounds(candidate.kl, floor.kl, limits)))
-        flips = Ratio(*map(float, ratio_bounds(candidate.flips, floor.flips, limits)))
-    tail = float(candidate.kl.max()) / floor.largest
-    reasons = _failures(kl, flips, tail, floor, limits, not_finite)
-    outcome, more = (FAIL, None) if reasons else (GO_ON, None)
+    floor = build_floor(runs, declared)
+    seen = _measure(candidate, floor, limits)
+    reasons, more = _failures(seen, floor, limits, not_finite), None
+    outcome = FAIL if reasons else GO_ON
     if not reasons:
-        reasons, more = _open_questions(candidate, kl, flips, floor, limits)
+        reasons, more = _open_questions(candidate, seen, floor, limits)
         outcome = UNDECIDED if reasons else GO_ON
-    seen = 1 - 0.05 ** (1 / n)
-    return Decision(outcome, tuple(reasons), kl, flips, tail, float(floor.kl.mean()), floor.assumed, more, seen)
+    share = 1 - 0.05 ** (1 / candidate.kl.size)
+    return Decision(
+        outcome, tuple(reasons), seen.kl, seen.flips, seen.tail, float(floor.kl.mean()), floor.assumed, more, share,
+        seen.typical, seen.drift, floor.declared, seen.outstanding,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The statistics of one candidate; ratios and drift are None with too few sequences."""
+
+    kl: Ratio | None
+    flips: Ratio | None
+    typical: Ratio | None
+    drift: Drift | None
+    tail: float
+    outstanding: int
+
+
+def _measure(candidate: Arm, floor: Floor, limits: Limits) -> _Seen:
+    tail = float(candidate.kl.max()) / floor.largest
+    outstanding = int((candidate.kl > limits.tail_factor * floor.largest).sum())
+    if candidate.kl.size < table.LEAST_SEQUENCES.value:
+        return _Seen(None, None, None, None, tail, outstanding)
+    kl = Ratio(*map(float, ratio_bounds(candidate.kl, floor.kl, limits)))
+    flips = Ratio(*map(float, ratio_bounds(candidate.flips, floor.flips, limits)))
+    moved = None if candidate.drift is None else drift(candidate.drift, candidate.positions, limits.level)
+    return _Seen(kl, flips, typical(candidate.kl, floor.logs, limits.level), moved, tail, outstanding)
 
 
 def nothing_but_nan(sequences: int) -> Decision:
@@ -135,33 +193,48 @@ def nothing_but_nan(sequences: int) -> Decision:
     return Decision(FAIL, (reason,), None, None, float("nan"), float("nan"), False, None, 1 - 0.05 ** (1 / sequences))
 
 
-def _failures(kl: Ratio | None, flips: Ratio | None, tail: float, floor: Floor, limits: Limits, not_finite: int) -> list[str]:
-    what = "an assumed floor" if floor.assumed else "the A/A floor"
-    found = []
+def _failures(seen: _Seen, floor: Floor, limits: Limits, not_finite: int) -> list[str]:
+    what, found = floor.what, []
     if not_finite:
         found.append(f"NaN: {not_finite} sequences ended in something that is no number")
-    if kl and kl.lower > limits.ratio:
-        found.append(f"FAIL-A: mean KL {kl.estimate:.3g} times {what}, at least {kl.lower:.3g} > {limits.ratio:g}")
-    if tail > limits.tail_factor:
-        found.append(f"FAIL-B: one sequence has {tail:.3g} times the largest mean KL of {what}, > {limits.tail_factor:g}")
-    if flips and flips.lower > limits.flip_ratio:
-        found.append(f"FAIL-C: argmax flips {flips.estimate:.3g} times {what}, at least {flips.lower:.3g} > {limits.flip_ratio:g}")
+    if seen.kl and seen.kl.lower > limits.ratio:
+        found.append(f"FAIL-A: mean KL {seen.kl.estimate:.3g} times {what}, at least {seen.kl.lower:.3g} > {limits.ratio:g}")
+    if seen.outstanding >= (table.TAIL_COUNT.value if floor.declared else 1):
+        found.append(
+            f"FAIL-B: {seen.outstanding} of the sequences, at most {seen.tail:.3g} times the largest mean KL of {what}, > {limits.tail_factor:g}"
+        )
+    if seen.flips and seen.flips.lower > limits.flip_ratio:
+        found.append(
+            f"FAIL-C: argmax flips {seen.flips.estimate:.3g} times {what}, at least {seen.flips.lower:.3g} > {limits.flip_ratio:g}"
+        )
+    if seen.typical and seen.typical.lower > limits.typical:
+        found.append(f"FAIL-D: typical KL {seen.typical.estimate:.3g} times {what}, at least {seen.typical.lower:.3g} > {limits.typical:g}")
+    margin = limits.drift * floor.scatter
+    if seen.drift and seen.drift.least > margin:
+        size = f"{seen.drift.estimate:+.2e} nat a position (t {seen.drift.t:+.1f})"
+        found.append(f"FAIL-E: the log-probabilities drift to one side, {size}, at least {seen.drift.least:.2e} > {margin:.2e}")
     return found
 
 
-def _open_questions(candidate: Arm, kl: Ratio | None, flips: Ratio | None, floor: Floor, limits: Limits) -> tuple[list[str], int | None]:
+def _open_questions(candidate: Arm, seen: _Seen, floor: Floor, limits: Limits) -> tuple[list[str], int | None]:
     """What keeps the run from going on, and the scored positions that would settle it."""
     n, positions = candidate.kl.size, float(candidate.positions.sum())
     if floor.assumed:
         if candidate.kl.mean() <= table.SAME.value and not candidate.flips.any():
             return [], None
-        why = "A/A repeats its own bits, so it does not show what rounding does; score it once more with sums in another order (batch, TP size)"
+        why = (
+            "A/A repeats its own bits, so it does not show what rounding does; score it once more with sums in another order "
+            "(batch, TP size), or declare another accepted backend"
+        )
         return [why], None
-    if kl is None or flips is None:
+    if seen.kl is None or seen.flips is None or seen.typical is None:
         least = int(table.LEAST_SEQUENCES.value)
         return [f"{n} sequences, the ratios need {least}"], ceil(positions * least / n)
+    # Between backends a few sequences are most of the mean; what they do is for the tail, what the others do for the typical ratio.
+    asked = [("typical KL", seen.typical, limits.typical)] if floor.declared else []
+    asked += [] if floor.declared else [("mean KL", seen.kl, limits.ratio), ("argmax flips", seen.flips, limits.flip_ratio)]
     reasons, needed = [], 0.0
-    for name, ratio, limit in (("mean KL", kl, limits.ratio), ("argmax flips", flips, limits.flip_ratio)):
+    for name, ratio, limit in asked:
         if ratio.upper > limit:
             reasons.append(f"{name}: between {ratio.lower:.3g} and {ratio.upper:.3g} times the floor, the limit is {limit:g}")
             needed = max(needed, positions * _factor(ratio, limit))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +35,22 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """One arm against the baseline, a value a sequence [S]: mean KL, flipped positions, scored positions."""
+    """One arm against the baseline, a value a sequence [S]: mean KL, flipped positions, scored positions, and two sums over its positions.
+
+    `drift` sums log-ratio - KL, `scatter` half the log-ratio's square, both with each position cut at `DRIFT_CLIP`. They are None where only
+    the KL is known; a drift then decides nothing.
+    """
 
     kl: Floats
     flips: Floats
     positions: Floats
+    drift: Floats | None = None
+    scatter: Floats | None = None
 
     def __post_init__(self) -> None:
-        if not self.kl.shape == self.flips.shape == self.positions.shape or self.kl.ndim != 1:
-            raise ValueError(f"shapes {self.kl.shape}, {self.flips.shape}, {self.positions.shape}: an arm holds one value a sequence")
+        shapes = [value.shape for value in (self.kl, self.flips, self.positions, self.drift, self.scatter) if value is not None]
+        if len(set(shapes)) != 1 or self.kl.ndim != 1:
+            raise ValueError(f"shapes {', '.join(map(str, shapes))}: an arm holds one value a sequence")
 
 
 def compare(baseline: Scores, other: Scores, targets: Sequence[int]) -> Compared:
@@ -58,11 +65,19 @@ def compare(baseline: Scores, other: Scores, targets: Sequence[int]) -> Compared
 
 def arm(rows: Sequence[Compared]) -> Arm:
     """The sequence means the rule works on."""
+    clip = limits.DRIFT_CLIP.value
     return Arm(
         np.array([row.kl.mean() for row in rows]),
         np.array([float(row.flip.sum()) for row in rows]),
         np.array([float(row.kl.size) for row in rows]),
+        np.array([float((row.log_ratio - row.kl).clip(-clip, clip).sum()) for row in rows]),
+        np.array([float((row.log_ratio.clip(-clip, clip) ** 2).sum()) / 2 for row in rows]),
     )
+
+
+def compare_all(baseline: Sequence[Scores], other: Sequence[Scores], targets: Iterable[Sequence[int]]) -> list[Compared]:
+    """Every sequence of an arm against the baseline's; `targets` are the corpus's tokens of each."""
+    return [compare(mine, theirs, tokens) for mine, theirs, tokens in zip(baseline, other, targets, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

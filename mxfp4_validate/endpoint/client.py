@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import socket
 import ssl
 import time
 import uuid
-import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,7 @@ import aiohttp
 from mxfp4_validate import states
 from mxfp4_validate.endpoint.address import Address, Secret
 from mxfp4_validate.endpoint.attempt import STATUS, Attempt, InvalidResponse, Reply, of_status
+from mxfp4_validate.endpoint.body import IdleTimeout, chunks_of, decoded, join, retry_after
 from mxfp4_validate.endpoint.response import loads, parse_completion
 from mxfp4_validate.endpoint.stream import StreamCut, read_stream
 from mxfp4_validate.errors import UsageError
@@ -104,15 +103,15 @@ class Client:
                 text = self._key.redact(text)
                 if response.status in (413, 414, 431):
                     text = f"the request's body has {len(data)} bytes; {text}"
-                return of_status(response.status, text, _retry_after(response.headers.get("Retry-After")))
+                return of_status(response.status, text, retry_after(response.headers.get("Retry-After")))
             echo = response.headers.get("X-Request-Id", request_id)
             if echo != request_id and echo in self._asked:  # a server may count in ids of its own; one of ours is another's answer
                 raise InvalidResponse(f"misdelivered: the answer carries the id of another request of ours, {echo}")
-            chunks = _decoded(_chunks(response, self.limits.idle), response.headers.get("Content-Encoding", ""), self.limits.max_bytes)
+            chunks = decoded(chunks_of(response, self.limits.idle), response.headers.get("Content-Encoding", ""), self.limits.max_bytes)
             if "text/event-stream" in response.headers.get("Content-Type", ""):
                 reply = await read_stream(chunks, int(body["max_tokens"]), self.limits.max_bytes)
             else:
-                reply = parse_completion(await _join(chunks, self.limits.max_bytes), int(body["max_tokens"]))
+                reply = parse_completion(await join(chunks, self.limits.max_bytes), int(body["max_tokens"]))
             return _of_reply(reply)
 
     async def _error_body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -131,7 +130,7 @@ class Client:
             if response.status != 200:
                 return None
             try:
-                return loads(await _join(_chunks(response, timeout), 16 << 20))
+                return loads(await join(chunks_of(response, timeout), 16 << 20))
             except InvalidResponse:
                 return None
 
@@ -157,7 +156,7 @@ def _of_reply(reply: Reply) -> Attempt:
 def _timed_out(error: TimeoutError, seen: Mapping[str, bool], deadline: float, limits: Limits) -> Attempt:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return Attempt(states.TRANSPORT_ERROR, error=f"no connection within {limits.connect:g} s", retry="free", flags=("no-connection",))
-    if isinstance(error, _IdleTimeout):
+    if isinstance(error, IdleTimeout):
         return Attempt(states.TIMEOUT, error=f"no byte for {limits.idle:g} s in the middle of an answer")
     where = "the answer had begun" if seen.get("headers") else "nothing had come back"
     return Attempt(states.TIMEOUT, error=f"no answer within {deadline:.0f} s ({where})")
@@ -174,71 +173,6 @@ def _transport(text: str, error: Exception, seen: Mapping[str, bool]) -> Attempt
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, socket.gaierror):
         return Attempt(states.TRANSPORT_ERROR, error=text, fatal=f"the host's name cannot be resolved: {text}", flags=flags)
     return Attempt(states.TRANSPORT_ERROR, error=text, retry="free", flags=flags)
-
-
-class _IdleTimeout(TimeoutError):
-    """Nothing came for too long after the answer had begun."""
-
-
-async def _chunks(response: aiohttp.ClientResponse, idle: float) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            async with asyncio.timeout(idle):
-                chunk = await response.content.readany()
-        except TimeoutError as error:
-            raise _IdleTimeout from error
-        if not chunk:
-            return
-        yield chunk
-
-
-async def _decoded(chunks: AsyncIterator[bytes], encoding: str, max_bytes: int) -> AsyncIterator[bytes]:
-    """Undo gzip or deflate, though we ask for neither, a bounded piece at a time: a bomb is refused before it unfolds."""
-    if not encoding or encoding.lower() == "identity":
-        async for chunk in chunks:
-            yield chunk
-        return
-    if encoding.lower() not in ("gzip", "deflate"):
-        raise InvalidResponse(f"the body has Content-Encoding {encoding[:40]!r}, identity was asked for")
-    inflate, size = zlib.decompressobj(wbits=47), 0
-    async for chunk in chunks:
-        while chunk:
-            try:
-                piece = inflate.decompress(chunk, 1 << 20)
-            except zlib.error as error:
-                raise InvalidResponse(f"the body is not {encoding}: {error}") from error
-            size += len(piece)
-            if size > max_bytes:
-                raise InvalidResponse(f"the body unfolds to more than {max_bytes} bytes")
-            yield piece
-            chunk = inflate.unconsumed_tail
-    yield inflate.flush()  # what was taken in and not yet given out: less than one more piece
-    if not inflate.eof:
-        raise InvalidResponse(f"the {encoding} body ends in the middle")
-
-
-async def _join(chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    parts, size = [], 0
-    async for chunk in chunks:
-        size += len(chunk)
-        if size > max_bytes:
-            raise InvalidResponse(f"the body is larger than {max_bytes} bytes")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, either form; None if there is none to understand."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

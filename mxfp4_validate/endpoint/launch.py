@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -174,8 +175,17 @@ def require_free(host: str, port: int, name: str) -> None:
             raise UsageError(f"port {port} of server {name} cannot be used on {host}: {error.strerror}; choose another port") from error
 
 
+#: Ports given to servers: sglang opens more at port + 10000, so a port of the system's choice (up to 60999) can put those past 65535.
+PORTS = range(20000, 50000)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port of `PORTS` that nothing listens on at this moment. Raises `UsageError` if a hundred drawn ones are all taken."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise UsageError(f"no free port on {host} among 100 of {PORTS.start} to {PORTS.stop - 1}; end other servers, or name a port")

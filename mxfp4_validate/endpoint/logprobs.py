@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 
 from mxfp4_validate.endpoint.attempt import Attempt, InvalidResponse, of_status
-from mxfp4_validate.endpoint.client import Client, _chunks, _decoded, _join, _retry_after
+from mxfp4_validate.endpoint.body import chunks_of, decoded, join, retry_after
+from mxfp4_validate.endpoint.client import Client
 from mxfp4_validate.endpoint.logprob_bodies import PROTOCOLS, Positions, Protocol, Unreadable
 from mxfp4_validate.endpoint.response import loads
 from mxfp4_validate.errors import UsageError
@@ -68,13 +69,13 @@ class ScoringClient(Client):
             seen["headers"] = True
             if response.status != 200:
                 return await self._refused(response, body["path"])
-            chunks = _decoded(_chunks(response, self.limits.idle), response.headers.get("Content-Encoding", ""), self.limits.max_bytes)
-            return Scoring("ok", status=200, document=_json(await _join(chunks, self.limits.max_bytes)))
+            chunks = decoded(chunks_of(response, self.limits.idle), response.headers.get("Content-Encoding", ""), self.limits.max_bytes)
+            return Scoring("ok", status=200, document=_json(await join(chunks, self.limits.max_bytes)))
 
     async def _refused(self, response: aiohttp.ClientResponse, path: str) -> Attempt:
         """Asking again costs nothing but time: nothing is sampled."""
         text = self._key.redact((await self._error_body(response)).decode("utf-8", "replace"))
-        attempt = of_status(response.status, text, _retry_after(response.headers.get("Retry-After")))
+        attempt = of_status(response.status, text, retry_after(response.headers.get("Retry-After")))
         if response.status in (404, 405):
             why = f"no {path} there (HTTP {response.status}); ask by another protocol, one of {', '.join(PROTOCOLS)}"
             return replace(attempt, fatal=why)

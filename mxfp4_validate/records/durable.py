@@ -6,13 +6,13 @@ import hashlib
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mxfp4_validate.errors import IncompleteRun, InvalidRun
+from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
 
 _DISK = (
     sqlite3.SQLITE_FULL,
@@ -74,6 +74,50 @@ def publish(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def create(path: Path, schema: str, version: int, fill: Callable[[sqlite3.Connection], None], what: str) -> sqlite3.Connection:
+    """A new file with that schema and what `fill` puts into it, whole or not at all; never an existing one. `what` names it in `UsageError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        temporary.unlink(missing_ok=True)
+        with closing(connect(temporary)) as db, Transaction(db):
+            for statement in (*schema.split(";"), f"PRAGMA user_version={version}"):
+                db.execute(statement)
+            fill(db)
+        publish(temporary, path)
+        return connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise UsageError(f"cannot create the {what} {path}: {error}") from error
+
+
+def open_checked(path: Path, version: int, a_what: str, whats: str) -> sqlite3.Connection:
+    """An existing file, read-only, checked page by page.
+
+    `UsageError` for one that is no `a_what` ("an eval run") or of another version than `whats` ("eval runs") have, or that does not hold one
+    run; `InvalidRun` if it is damaged, `IncompleteRun` if the disk does not give it.
+    """
+    with ExitStack() as stack:
+        try:
+            if path.with_name(path.name + "-journal").exists():  # a killed writer's open transaction: only a writer may roll it back
+                connect(path).close()
+            db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
+            stack.callback(db.close)
+            (found,) = db.execute("PRAGMA user_version").fetchone()
+            rows = db.execute("SELECT count(*) FROM run").fetchone()[0] if found == version else 0
+            # A page that lost rows still has good checksums on those that are left.
+            pages = db.execute("PRAGMA integrity_check(1)").fetchall() if rows == 1 else []
+        except (sqlite3.Error, UnicodeError) as error:
+            if disk_failed(error):
+                raise IncompleteRun(f"{path} cannot be read: {error}; mend that, then run the same command again") from error
+            raise UsageError(f"{path} is not {a_what} of mxfp4-validate: {error}") from error
+        if rows != 1:
+            raise UsageError(f"{path} has record schema {found}, this version reads {whats} of schema {version}")
+        if pages != [("ok",)]:
+            raise InvalidRun(f"{path} is damaged, it cannot be trusted: {pages[0][0] if pages else 'it cannot be checked'}")
+        stack.pop_all()
+    return db
 
 
 @contextmanager

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import mxfp4_validate
-from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
+from mxfp4_validate.errors import InvalidRun, UsageError
 from mxfp4_validate.grading.base import Grade
-from mxfp4_validate.records.durable import Transaction, connect, damage, disk_failed, plain, publish, sealed, unsealed
+from mxfp4_validate.records.durable import Transaction, connect, create, damage, open_checked, plain, sealed, unsealed
 from mxfp4_validate.records.sample import COLUMNS, Sample
 from mxfp4_validate.records.store import new_run_id, now
 from mxfp4_validate.states import MODEL_STATES
@@ -96,33 +95,25 @@ class EvalStore:
         provenance: Mapping[str, Any],
     ) -> EvalStore:
         """A new file. `questions` are (id, row sha256, gold, prompt sha256) in the order of the plan. Never an existing file."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".new")
-            temporary.unlink(missing_ok=True)
-            with closing(connect(temporary)) as db, Transaction(db):
-                for statement in (*_SCHEMA.split(";"), f"PRAGMA user_version={SCHEMA_VERSION}"):
-                    db.execute(statement)
-                row = (
-                    new_run_id(),
-                    now(),
-                    mxfp4_validate.__version__,
-                    suite,
-                    repeats,
-                    _json(settings),
-                    _json(fingerprint),
-                    _json(provenance),
-                    None,
-                    None,
-                )
-                db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?,?)", sealed(row))
-                db.executemany(
-                    "INSERT INTO question VALUES (?,?,?,?,?,?)", [sealed((q[0], place, *q[1:])) for place, q in enumerate(questions)]
-                )
-            publish(temporary, path)
-            return cls(path, connect(path))
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"cannot create the run {path}: {error}") from error
+        row = (
+            new_run_id(),
+            now(),
+            mxfp4_validate.__version__,
+            suite,
+            repeats,
+            _json(settings),
+            _json(fingerprint),
+            _json(provenance),
+            None,
+            None,
+        )
+
+        def fill(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO run VALUES (?,?,?,?,?,?,?,?,?,?,?)", sealed(row))
+            rows = [sealed((q[0], place, *q[1:])) for place, q in enumerate(questions)]
+            db.executemany("INSERT INTO question VALUES (?,?,?,?,?,?)", rows)
+
+        return cls(path, create(path, _SCHEMA, SCHEMA_VERSION, fill, "run"))
 
     @classmethod
     def resume(cls, path: Path) -> EvalStore:
@@ -136,26 +127,7 @@ class EvalStore:
         path = run_file(path)
         if not path.is_file():
             raise UsageError(f"no eval run at {path}")
-        with ExitStack() as stack:
-            try:
-                if path.with_name(path.name + "-journal").exists():  # a killed writer's open transaction: only a writer may roll it back
-                    connect(path).close()
-                db = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, isolation_level=None)
-                stack.callback(db.close)
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                rows = db.execute("SELECT count(*) FROM run").fetchone()[0] if version == SCHEMA_VERSION else 0
-                # A page that lost rows still has good checksums on those that are left.
-                found = db.execute("PRAGMA integrity_check(1)").fetchall() if rows == 1 else []
-            except (sqlite3.Error, UnicodeError) as error:
-                if disk_failed(error):
-                    raise IncompleteRun(f"{path} cannot be read: {error}; mend that, then run the same command again") from error
-                raise UsageError(f"{path} is not an eval run of mxfp4-validate: {error}") from error
-            if rows != 1:
-                raise UsageError(f"{path} has record schema {version}, this version reads eval runs of schema {SCHEMA_VERSION}")
-            if found != [("ok",)]:
-                raise InvalidRun(f"{path} is damaged, it cannot be trusted: {found[0][0] if found else 'it cannot be checked'}")
-            stack.pop_all()
-        return cls(path, db)
+        return cls(path, open_checked(path, SCHEMA_VERSION, "an eval run", "eval runs"))
 
     def run(self) -> EvalRun:
         with damage(self.path):

@@ -33,7 +33,7 @@ class Fault:
         inputs: a call's inputs and the number of experts -> what the backend is given.
         activation: the constants the backend is given.
         renormalise: False for a router whose chosen weights do not add up to 1.
-        one_layer: the change happens in the middle layer only.
+        one_layer: the change happens in one layer only, `layer` or the middle one.
         kernel: the name of a fault of `mxfp4_validate.faults` instead of all this.
     """
 
@@ -46,9 +46,10 @@ class Fault:
     renormalise: bool = True
     one_layer: bool = False
     kernel: str = ""
+    layer: int | None = None
 
     def applies(self, layer: int, num_layers: int) -> bool:
-        return not self.one_layer or layer == num_layers // 2
+        return not self.one_layer or layer == (num_layers // 2 if self.layer is None else self.layer)
 
 
 def _load(name: str) -> Callable[[MoeWeights, int], MoeWeights]:
@@ -61,11 +62,11 @@ def _no_biases(weights: MoeWeights, _layer: int) -> MoeWeights:
     return weights.with_(w13_bias=None, w2_bias=None)
 
 
-def _rare_scales(weights: MoeWeights, layer: int) -> MoeWeights:
-    """One exponent in a thousand one too high; which ones depends on the layer and the tensor alone."""
+def rare_scales(weights: MoeWeights, layer: int, share: float = BLOCK_SHARE) -> MoeWeights:
+    """One exponent in a thousand, or that share, one too high; which ones depends on the layer and the tensor alone."""
 
     def change(scale: torch.Tensor, seed: int) -> torch.Tensor:
-        hit = uniform(tuple(scale.shape), seed, scale.device) < BLOCK_SHARE
+        hit = uniform(tuple(scale.shape), seed, scale.device) < share
         return torch.where(hit, scale + 1, scale)
 
     return weights.with_(w13_scale=change(weights.w13_scale, 2 * layer), w2_scale=change(weights.w2_scale, 2 * layer + 1))
@@ -81,7 +82,8 @@ def _call(name: str) -> Callable[[MoeInputs, int], MoeInputs]:
     return lambda inputs, _experts: INPUTS[name](inputs)
 
 
-def _times(factor: float) -> Callable[[MoeInputs, int], MoeInputs]:
+def times(factor: float) -> Callable[[MoeInputs, int], MoeInputs]:
+    """Routing weights, and so the output, times a factor."""
     return lambda inputs, _experts: replace(inputs, topk_weights=inputs.topk_weights * factor)
 
 
@@ -101,8 +103,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("no-bias2", "second bias missing", "w2_bias dropped", weights=_load("no_bias2")),
     Fault("bias-interleaved", "first bias left interleaved", "w13_bias rows", weights=_load("interleave_bias")),
     Fault("scale-one-layer", "w13 exponents of one layer one too high", "w13_scale + 1", weights=_load("scale13_up"), one_layer=True),
-    Fault("scales-1-in-1000", "one block in a thousand with its exponent one too high", "w13_scale and w2_scale", weights=_rare_scales),
-    Fault("layer-1-percent", "one layer's output 1 % too large", "routing weights * 1.01", inputs=_times(1.01), one_layer=True),
+    Fault("scales-1-in-1000", "one block in a thousand with its exponent one too high", "w13_scale and w2_scale", weights=rare_scales),
+    Fault("layer-1-percent", "one layer's output 1 % too large", "routing weights * 1.01", inputs=times(1.01), one_layer=True),
     Fault("not-renormalised", "routing weights not renormalised over the chosen experts", "router", renormalise=False),
     Fault("expert-off-by-one", "expert ids off by one", "topk_ids + 1, the last wraps", inputs=_next_expert),
     Fault("weights-permuted", "routing weights of the wrong slots (top-k order)", "topk_weights rolled", inputs=_call("weights_rolled")),
@@ -138,10 +140,12 @@ BY_NAME: dict[str, Fault] = {fault.name: fault for fault in (*FAULTS, *KERNEL_FA
 
 
 def fault_named(name: str, activation: Activation) -> Fault:
-    """The fault of this name, for a checkpoint with this activation.
+    """The fault of this name, for a checkpoint with this activation; `NAME@LAYER` puts one "in one layer" into that layer.
 
     Raises `UnknownName` with the nearest names, and `UsageError` for a fault that would leave this model as it is.
     """
+    if "@" in name:
+        return _in_layer(name, activation)
     if name in UNSEEN:
         raise UsageError(f"fault {name!r} cannot show in this model: {UNSEEN[name]}")
     if name not in BY_NAME:
@@ -152,3 +156,12 @@ def fault_named(name: str, activation: Activation) -> Fault:
     if change is not None and change(activation) == activation:
         raise UsageError(f"fault {name!r} ({fault.what}) leaves this checkpoint's {activation} as it is")
     return fault
+
+
+def _in_layer(name: str, activation: Activation) -> Fault:
+    plain, _, layer = name.partition("@")
+    fault = fault_named(plain, activation)
+    if not fault.one_layer or not layer.isdecimal():
+        known = ", ".join(other.name for other in FAULTS if other.one_layer)
+        raise UsageError(f"fault {name!r}: NAME@LAYER takes a layer's number from 0 and a fault in one layer, which are {known}")
+    return replace(fault, name=name, layer=int(layer))

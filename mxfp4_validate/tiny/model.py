@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from mxfp4_validate import faults as kernel_faults
 from mxfp4_validate.backends.base import Backend, Unavailable
 from mxfp4_validate.backends.registry import resolve
+from mxfp4_validate.cases import Activation
 from mxfp4_validate.errors import BackendUnavailable, UsageError
+from mxfp4_validate.formats.moe_weights import MoeWeights
 from mxfp4_validate.tiny.dense import ATTENTION, Batch, Group, KvCache, Router, make_exact
 from mxfp4_validate.tiny.experts import BackendExperts, accelerated
 from mxfp4_validate.tiny.faults import Fault, fault_named
@@ -106,7 +108,7 @@ def _build(checkpoint: Checkpoint, backend: Backend, fault: Fault | None, exact:
     causal.to(backend.device).eval().requires_grad_(False)
     for number, layer in enumerate(layers):
         layer.mlp.router = Router(layer.mlp.router, exact, fault is None or fault.renormalise)
-        layer.mlp.experts = _experts(checkpoint, number, backend, fault)
+        layer.mlp.experts = build_experts(checkpoint, number, backend, fault)
     if exact:
         make_exact(causal)
     return causal
@@ -123,7 +125,18 @@ def _load_dense(causal: Any, checkpoint: Checkpoint) -> None:
         raise UsageError(f"--model {checkpoint.folder}: {' '.join(str(error).split())}") from error
 
 
-def _experts(checkpoint: Checkpoint, layer: int, backend: Backend, fault: Fault | None) -> BackendExperts:
+class ExpertSource(Protocol):
+    """What experts are built from: a GPT-OSS checkpoint, or whatever else has MXFP4 experts by layer."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def activation(self) -> Activation: ...
+    def experts(self, layer: int) -> MoeWeights: ...
+
+
+def build_experts(checkpoint: ExpertSource, layer: int, backend: Backend, fault: Fault | None) -> BackendExperts:
+    """One layer's experts on a backend, broken where the fault says so."""
     weights, activation = checkpoint.experts(layer).to(backend.device), checkpoint.activation
     if fault is None or not fault.applies(layer, checkpoint.num_layers):
         return BackendExperts(backend, weights, activation)

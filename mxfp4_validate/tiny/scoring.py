@@ -12,13 +12,16 @@ import torch
 from mxfp4_validate.divergence.corpus import Corpus, TokenSequence, build
 from mxfp4_validate.divergence.limits import TOP
 from mxfp4_validate.divergence.scores import NotFinite, Scores
+from mxfp4_validate.divergence.yardstick import Yardstick
 from mxfp4_validate.questions import arith
-from mxfp4_validate.tiny.model import Chunk, TinyModel
+from mxfp4_validate.tiny.model import Chunk, TinyModel, load
 from mxfp4_validate.tiny.text import Text
 from mxfp4_validate.tiny.weights import open_checkpoint
 
 #: Sequences computed together.
 BATCH = 16
+#: Who is the baseline on the embedded model, and which other backend is accepted: its A/A repeats its own bits and is no floor.
+BASELINE, DECLARED = "emulate:marlin", "emulate:triton-kernels"
 
 
 def score(model: TinyModel, corpus: Corpus, top: int = int(TOP.value), batch: int = BATCH) -> list[Scores]:
@@ -48,12 +51,25 @@ def _score(model: TinyModel, sequences: Sequence[TokenSequence], top: int) -> li
         raise NotFinite(f"a logit of row {int((~logs.isfinite()).any(-1).nonzero()[0])} is no number")
     found, at = [], 0
     for s in sequences:
-        mine = logs[at : at + s.scored]
+        found.append(kept(logs[at : at + s.scored], s.targets, top))
         at += s.scored
-        best = mine.topk(top, -1)
-        chosen = mine.gather(1, torch.tensor(s.targets).unsqueeze(1)).squeeze(1)
-        found.append(Scores(np.minimum(chosen.numpy(), 0), best.indices.int().numpy(), np.minimum(best.values.numpy(), 0)))
     return found
+
+
+def kept(logs: torch.Tensor, targets: Sequence[int], top: int = int(TOP.value)) -> Scores:
+    """What a server would tell of log-probabilities [n, vocabulary] float64: the targets' and the `top` largest of each position."""
+    best = logs.topk(top, -1)
+    chosen = logs.gather(1, torch.tensor(targets, device=logs.device).unsqueeze(1)).squeeze(1)
+    rows, ids, chosen = best.values.cpu(), best.indices.cpu(), chosen.cpu()
+    return Scores(np.minimum(chosen.numpy(), 0), ids.int().numpy(), np.minimum(rows.numpy(), 0))
+
+
+def yardstick(folder: Path, sequences: int, seed: int = 0, baseline: str = BASELINE, declared: Sequence[str] = (DECLARED,)) -> Yardstick:
+    """A corpus of the baseline's own words, scored by it, by it again with torch's sums around the experts, and by the declared backends."""
+    model = load(folder, baseline)
+    corpus = own_corpus(model, folder, sequences, seed)
+    again = load(folder, baseline, exact=False)
+    return Yardstick(corpus, score(model, corpus), [score(again, corpus)], [score(load(folder, name), corpus) for name in declared])
 
 
 def own_corpus(model: TinyModel, folder: Path, count: int, seed: int = 0, most: int = 48, temperature: float = 1.0) -> Corpus:
