@@ -30,6 +30,7 @@ from mxfp4_validate.selection import (
     SUITES,
     Selection,
     Source,
+    any_of,
     marker_names,
     reaches_suites,
     split_specs,
@@ -62,8 +63,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME|pkg.mod:factory",
         help=f"candidates; repeatable or a comma list (default {DEFAULT_BACKEND})",
     )
-    group.addoption("--case", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'")
-    group.addoption("--check", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'")
+    group.addoption("--case", action="append", metavar="GLOB", help="only cases whose id matches, e.g. 'gpt-oss-20b/*'; repeatable")
+    group.addoption("--check", action="append", metavar="GLOB", help="only checks whose name matches, e.g. 'probe-*'; repeatable")
     group.addoption("--checkpoint", metavar="DIR", help="test this checkpoint's own weights instead; spell it --checkpoint=DIR")
     group.addoption("--layers", metavar="N,N", help="layers of --checkpoint (default 0)")
     group.addoption("--no-waivers", action="store_true", help="known failures fail like any other (mxfp4_validate/waivers.toml)")
@@ -141,7 +142,7 @@ def _build_run(config: pytest.Config) -> Run:
     settings = {"backends": devices, "markers": options.markexpr, "keywords": options.keyword, "fault": options.mxfp4_fault}
     settings |= {name: getattr(options, name) for name in ("case", "check", "require_hardware", "deadline_scale")}
     settings |= source.settings()
-    selection = Selection.build(devices, checks, options.case, options.check, source)
+    selection = Selection.build(devices, checks, any_of(options.case), any_of(options.check), source)
     return Run(selection, Path(options.record) if options.record else None, settings)
 
 

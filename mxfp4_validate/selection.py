@@ -28,6 +28,11 @@ def split_specs(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(found) or (DEFAULT_BACKEND,)
 
 
+def any_of(globs: Iterable[str] | None) -> str | None:
+    """A repeatable option of globs, or comma lists of them, as one comma list; None if it was not given."""
+    return None if globs is None else ",".join(globs)
+
+
 def load_checks(target: str) -> tuple[Check, ...]:
     """The checks of `module:ATTRIBUTE`."""
     module, _, attribute = target.partition(":")
@@ -75,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """Backends (spec to device), their items, and the globs on case and check."""
+    """Backends (spec to device), their items, and the globs on case and check, each a comma list of which one must match."""
 
     devices: Mapping[str, str]
     planned: Mapping[str, Sequence[Item]]
@@ -88,11 +93,12 @@ class Selection:
     def build(
         cls, devices: Mapping[str, str], checks: Sequence[Check], case: str | None, check: str | None, source: Source | None = None
     ) -> Selection:
-        """Plans every backend; `UsageError` if a glob keeps nothing, naming what is near."""
+        """Plans every backend; `UsageError` if a glob matches nothing or all of them together keep nothing, naming what is near."""
         chosen = cls(devices, {spec: plan(checks, device) for spec, device in devices.items()}, case, check, checks, source or Source())
         everything = [item for items in chosen.planned.values() for item in items]
-        if everything and not any(chosen.keeps(item) for item in everything):
-            raise UsageError(chosen._nothing(everything))
+        wrong = chosen._nothing(everything) if everything else ""
+        if wrong:
+            raise UsageError(wrong)
         return chosen
 
     def keeps(self, item: Item) -> bool:
@@ -104,16 +110,25 @@ class Selection:
         return [item for item in self.planned[spec] if item.check.family == family]
 
     def _nothing(self, items: Sequence[Item]) -> str:
+        """What is wrong with the globs, empty if nothing is."""
         cases, checks = {item.case.case_id for item in items}, {item.check.name for item in items}
         for option, glob, names in (("--case", self.case, cases), ("--check", self.check, checks)):
-            if glob is not None and not any(_matches(name, glob) for name in names):
-                near = get_close_matches(glob, sorted(names), n=3, cutoff=0.3) or sorted(names)[:3]
-                return f"{option} {glob!r} matches none of {len(names)} names for {', '.join(self.devices)}; near: {', '.join(near)}"
+            for part in _parts(glob):
+                if any(_matches(name, part) for name in names):
+                    continue
+                near = get_close_matches(part, sorted(names), n=3, cutoff=0.3) or sorted(names)[:3]
+                return f"{option} {part!r} matches none of {len(names)} names for {', '.join(self.devices)}; near: {', '.join(near)}"
+        if any(self.keeps(item) for item in items):
+            return ""
         return f"no item matches both --case {self.case!r} and --check {self.check!r} for {', '.join(self.devices)}"
 
 
-def _matches(name: str, glob: str | None) -> bool:
-    return glob is None or name == glob or fnmatchcase(name, glob)
+def _parts(globs: str | None) -> list[str]:
+    return [part.strip() for part in (globs or "").split(",") if part.strip()]
+
+
+def _matches(name: str, globs: str | None) -> bool:
+    return globs is None or any(name == glob or fnmatchcase(name, glob) for glob in _parts(globs))
 
 
 def reaches_suites(paths: Sequence[Path], whole: bool) -> bool:

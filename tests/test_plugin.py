@@ -16,7 +16,7 @@ from mxfp4_validate.cases import SHAPES
 from mxfp4_validate.errors import UnknownName, UsageError
 from mxfp4_validate.records.store import Result
 from mxfp4_validate.reporting import terminal
-from mxfp4_validate.selection import SUITES, Selection, marker_names, reaches_suites, wrong_markers
+from mxfp4_validate.selection import SUITES, Selection, any_of, marker_names, reaches_suites, wrong_markers
 
 ROOT = Path(__file__).parents[1]
 FAKE = ("-m", "kernel", "--backend=tests.fakes:factory")
@@ -97,6 +97,17 @@ def test_what_reaches_the_suites() -> None:
 def test_globs_that_keep_nothing_name_what_is_near() -> None:
     with pytest.raises(UsageError, match="near: probe-b1"):
         Selection.build({"emulate:marlin": "cpu"}, catalogue.CHECKS, None, "probe-b1x")
+
+
+def test_globs_are_repeatable_comma_lists_and_each_must_match() -> None:
+    def kept(check: list[str] | None) -> set[str]:
+        found = Selection.build({"emulate:marlin": "cpu"}, catalogue.CHECKS, None, any_of(check))
+        return {item.check.name for item in found.planned["emulate:marlin"] if found.keeps(item)}
+
+    assert kept(["tuned", "tactics, readout-*"]) == {"tuned", "tactics", "readout-fc1", "readout-fc2"}
+    assert len(kept(None)) > 20
+    with pytest.raises(UsageError, match="--check 'twins' matches none"):
+        kept(["tuned,twins"])
 
 
 @pytest.mark.parametrize("spec", ["sm90-cutlas", "emulate:sm90", "nonsense", "a:", ":b"])

@@ -122,7 +122,7 @@ def activate(h: Interval, activation: Activation, model: RoundingModel) -> Inter
     alpha, beta = activation.alpha, activation.beta
     if model.steps_bf16:
         return _bf16_steps((gate, up), (gate_low, up_low), (gate_high, up_high), activation)
-    silu_bf16 = model.silu_bf16 and activation.limit is not None
+    silu_bf16 = model.silu_bf16 and activation.limit is not None and (alpha, beta) == (1.0, 0.0)
     fast = model.fast_exp or (model.silu_bf16 and not silu_bf16)
     if h.low is None and not silu_bf16:
         centre = silu(gate, alpha) * _fp32(up + beta)

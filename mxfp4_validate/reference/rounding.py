@@ -20,8 +20,8 @@ class RoundingModel:
         h_bf16: GEMM1's result is rounded to bf16 before the activation.
         bias1_bf16: the first bias is added in bf16 (one more rounding).
         fast_exp: the sigmoid is 1 / (1 + 2^(-z log2 e)) with every step rounded to fp32, as CUDA's fast math compiles it.
-        silu_bf16: where there is a limit, silu(gate) is rounded to bf16 before it meets up (Marlin clamps with PyTorch's bf16 operators, and
-            fuses the activation, with fast math, where it does not clamp).
+        silu_bf16: where there is a limit, no alpha and no beta, silu(gate) is rounded to bf16 before it meets up: Marlin clamps with PyTorch's
+            bf16 operators there. Without a limit, and for GPT-OSS's activation (its own kernel since sglang 0.5.23), it fuses, with fast math.
         fused_beta: silu(gate) * (up + beta) is one fused multiply-add, fma(s, up, s * beta) (triton_kernels, whose beta is 1).
         steps_bf16: every step of the activation is a bf16 operator: alpha * g, its sigmoid, their product, up + beta, the last product.
         y_bf16: GEMM2's result is rounded to bf16 before the second bias and the routing weight.
@@ -57,7 +57,15 @@ class RoundingModel:
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel(
-    "marlin", promote=False, bias1_bf16=True, silu_bf16=True, weight_bf16=True, slot_bf16=True, ordered=False, repeatable=False
+    "marlin",
+    promote=False,
+    bias1_bf16=True,
+    bias2_bf16=True,
+    silu_bf16=True,
+    weight_bf16=True,
+    slot_bf16=True,
+    ordered=False,
+    repeatable=False,
 )
 TRITON_KERNELS = RoundingModel(
     "triton-kernels", promote=False, h_bf16=False, y_bf16=False, fast_exp=True, fused_beta=True, slot_bf16=True, ordered=False
