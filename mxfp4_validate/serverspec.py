@@ -15,7 +15,9 @@ from mxfp4_validate.errors import UnknownName, UsageError
 from mxfp4_validate.evalspec import EVALS
 
 #: What a flag may hold in braces. Anything else in braces that is a bare word is an error, so that a typo never reaches a server.
-TEMPLATES = ("python", "model", "tp", "host", "port", "context_length")
+TEMPLATES = ("python", "model", "tp", "host", "port", "context_length", "tiny")
+#: The folder behind `{tiny}`: the GPT-OSS checkpoint in the package, so that an engine can be tried without a download.
+TINY = Path(__file__).resolve().parent / "tiny" / "checkpoint"
 HOST = "127.0.0.1"
 _BRACES = re.compile(r"\{([A-Za-z_]+)\}")
 _NAME = re.compile(r"^[A-Za-z0-9._-]{1,100}$")
@@ -110,6 +112,7 @@ class Recipe:
             "tp": str(tp or self.tp),
             "host": HOST,
             "port": str(port),
+            "tiny": str(TINY),
         }
         values["context_length"] = str(context_length or self.context_length)
         parts = (*self.command, *self.flags, *(self.speculative if speculative else ()), *chosen.flags, *extra)

@@ -13,6 +13,8 @@ import pytest
 
 from mxfp4_validate import published, serverspec
 from mxfp4_validate.errors import UnknownName, UsageError
+from mxfp4_validate.plans import files
+from mxfp4_validate.plans.fleet import launch_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = ROOT / ".vendor" / "sglang-0.5.12.post1"
@@ -91,6 +93,21 @@ def test_sglang_parses_every_recipe_as_meant() -> None:
             wanted |= {"speculative_algorithm": "EAGLE", "speculative_num_steps": 3, "speculative_eagle_topk": 1}
             wanted |= {"speculative_num_draft_tokens": 4}
         assert {key: values[key] for key in wanted} == wanted, recipe.name
+
+
+def test_sglang_parses_the_plan_that_needs_no_download() -> None:
+    """Each leg of sglang-tiny as meant, on a checkpoint that is there."""
+    found = files.load(ROOT / "evals" / "plans" / "sglang-tiny.toml")
+    launches = {leg: launch_of(leg, spec) for leg, spec in (("baseline", found.baseline), ("candidate", found.candidate))}
+    parsed = sglang([list(launch.argv[3:]) for launch in launches.values()])
+    for launch, result in zip(launches.values(), parsed, strict=True):
+        assert "values" in result, result
+        args = result["values"]
+        assert (Path(args["model_path"]) / "config.json").is_file()
+        assert args["moe_runner_backend"] == launch.backend
+        assert args["port"] == launch.port < 55536, "sglang opens port + 10000 as well"
+        assert args["disable_piecewise_cuda_graph"]
+        assert args["disable_flashinfer_autotune"]
 
 
 def test_the_validation_can_fail() -> None:

@@ -138,7 +138,7 @@ def launch_of(leg: str, spec: LegSpec, *, speculative: bool = True) -> Launch:
             made.backend, made.evidence,
         )  # fmt: skip
     values = {"python": spec.python or sys.executable, "host": HOST, "port": str(port), "model": spec.model}
-    values |= {"tp": str(spec.tp), "context_length": str(spec.context_length)}
+    values |= {"tp": str(spec.tp), "context_length": str(spec.context_length), "tiny": str(serverspec.TINY)}
     argv = serverspec.filled(spec.command, values)
     return Launch(
         leg, argv, port, {**gpus, **spec.env}, model=spec.model, health=spec.health, deadline=spec.load_deadline, backend=spec.backend,
