@@ -1,4 +1,4 @@
-"""What docs/sensitivity.md says is measured again: the kernel stages for every fault, the eval for the first twelve."""
+"""What docs/sensitivity.md says is measured again: the kernel stages and the tokens for every fault, the eval for the first twelve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mxfp4_validate.divergence.yardstick import Yardstick
 from mxfp4_validate.tiny.faults import BY_NAME
+from mxfp4_validate.tiny.scoring import yardstick
 from tools import sensitivity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,30 @@ def test_the_eval_sees_what_the_table_says(page: dict[str, list[str]], tmp_path:
     healthy, rows = sensitivity.measure(names, 200, tmp_path)
     assert str(healthy.outcome) == "PASS"
     assert {row.fault: str(row.verdict.outcome) for row in rows} == dict.fromkeys(names, "FAIL")
+
+
+@pytest.fixture(scope="module")
+def ruler() -> Yardstick:
+    """A quarter of the page's corpus."""
+    return yardstick(sensitivity.CHECKPOINT, 128)
+
+
+@pytest.mark.parametrize("name", sensitivity.NAMES)
+def test_the_tokens_see_what_the_table_says(page: dict[str, list[str]], ruler: Yardstick, name: str) -> None:
+    """Every fault fails on the smaller corpus too, the 1 % of one layer by its drift alone."""
+    assert page[name][5].startswith("FAIL"), "listed as undetected: say so here"
+    found = sensitivity.diverged(ruler, name)
+    assert found.outcome == "FAIL", found.reasons
+    if name == "layer-1-percent":
+        assert [reason[:6] for reason in found.reasons] == ["FAIL-E"]
+
+
+def test_sound_backends_go_on(ruler: Yardstick) -> None:
+    """The SM90 twin, Marlin's twin with torch's own sums around the experts, and a second seed; twenty seeds stand on the page."""
+    assert sensitivity.diverged(ruler, None).outcome == "GO ON"
+    assert ruler.judge(ruler.floors[0]).outcome == "GO ON"
+    other = yardstick(sensitivity.CHECKPOINT, 128, seed=1)
+    assert sensitivity.diverged(other, None).outcome == "GO ON"
 
 
 def test_scores_are_percentages(page: dict[str, list[str]]) -> None:
