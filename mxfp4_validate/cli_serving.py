@@ -24,7 +24,7 @@ _VERBS = {
     "merge": "join the shards of a run",
     "export": "a run as JSON lines",
     "import": "a run of another tool as a run of ours",
-    "report": "one HTML file of kernel records, benches and eval runs, with a verdict",
+    "report": "one HTML file of kernel, bench and divergence records and eval runs, with a verdict",
     "corpus": "token sequences of a baseline's own answers, for `diverge`",
     "diverge": "token by token: how far a candidate's distributions lie from the baseline's",
     "calibrate": "the limits of `diverge` from a server against itself, three times or more",
@@ -87,7 +87,7 @@ def _judging(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    about = "kernel and bench records and eval runs; runs of one eval are paired in the order given, baseline first"
+    about = "kernel, bench and divergence records and eval runs; runs of one eval are paired in the order given, baseline first"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(%(default)s)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also as Markdown; GITHUB_STEP_SUMMARY gets it as well")

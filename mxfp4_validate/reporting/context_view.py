@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from mxfp4_validate.bench.record import BenchRun
-from mxfp4_validate.records.store import Result, Run
-from mxfp4_validate.reporting import bench_view
-from mxfp4_validate.reporting.gates import eval_gate, names, title
+from mxfp4_validate.records.store import Result
+from mxfp4_validate.reporting import bench_view, divergence_view
+from mxfp4_validate.reporting.gates import GO_ON, divergence_gates, eval_gate, names, stage_outcome, title
 from mxfp4_validate.reporting.inputs import EvalLeg, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.states import MISSING_STATES
 
@@ -41,7 +40,7 @@ class Rung:
     """A step of the ladder; the first failing one is the address of the bug."""
 
     name: str
-    outcome: str  # PASS | FAIL | not tested
+    outcome: str  # PASS | FAIL | GO ON | undecided | not tested
     what: str
 
 
@@ -118,12 +117,22 @@ def ladder(inputs: Inputs) -> tuple[Rung, ...]:
         failed = sum(r.outcome != "passed" for r in mine)
         outcome = "FAIL" if failed else "PASS" if mine else "not tested"
         rungs.append(Rung(name, outcome, f"{what}: {failed} of {len(mine)} failed" if failed else f"{what}: {len(mine)} checks"))
-    rungs.append(Rung("served log-probabilities", "not tested", "token-level comparison of two servers"))
+    rungs.append(_served(inputs))
     gates = [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
     outcomes = [g.outcome for g in gates]
     whole = "not tested" if not gates else "FAIL" if "FAIL" in outcomes else "PASS" if set(outcomes) == {"PASS"} else "undecided"
     rungs.append(Rung("evals", whole, ", ".join(f"{g.name} {g.outcome}" for g in gates) or "no eval run was given"))
     return tuple(rungs)
+
+
+def _served(inputs: Inputs) -> Rung:
+    """Token by token: what divergence records and a plan's stage came to."""
+    found = [(gate.name, gate.outcome) for gate in divergence_gates(inputs)]
+    found += [(stage.name, stage_outcome(stage)) for stage in inputs.stages if stage.name == "divergence"]
+    outcomes = {outcome for _, outcome in found} - {"INCOMPLETE"}
+    whole = "not tested" if not outcomes else "FAIL" if "FAIL" in outcomes else GO_ON if outcomes == {GO_ON} else "undecided"
+    said = "".join(f"; {name} {outcome}" for name, outcome in found)
+    return Rung("served log-probabilities", whole, f"token-level comparison of two servers{said}")
 
 
 def _stands(result: Result, keys: Iterable[str]) -> bool:
@@ -133,21 +142,23 @@ def _stands(result: Result, keys: Iterable[str]) -> bool:
 def not_tested(inputs: Inputs, answers: bool = True) -> tuple[tuple[str, str], ...]:
     """(what, why or how many): everything a reader could believe to be covered and is not. Empty only if there is nothing."""
     rows: list[tuple[str, str]] = []
-    for record in inputs.kernels:
-        rows += _kernel_gaps(record)
+    for kernel in inputs.kernels:
+        rows += _kernel_gaps(kernel)
     for pair in inputs.pairs:
         for name, leg in (("baseline", pair.baseline), ("candidate", pair.candidate)):
             if leg is not None:
                 rows += _leg_gaps(f"{title(pair.suite)} {name}", leg)
     for bench in inputs.benches:
         rows += bench_view.gaps(bench)
+    for record in inputs.divergences:
+        rows += divergence_view.gaps(record)
     if not inputs.kernels:
         rows.append(("kernel suite", "no kernel record was given"))
     if not inputs.pairs:
         rows.append(("evals", "no eval run was given"))
     if inputs.faults is None:
         rows.append(("fault matrix", "not measured for this report: pytest -m faults --fault-matrix FILE, then report --faults FILE"))
-    if not any(stage.name == "divergence" for stage in inputs.stages):
+    if not inputs.divergences and not any(stage.name == "divergence" for stage in inputs.stages):
         rows.append(("served log-probabilities", "no token-level comparison was given"))
     if not answers:
         rows.append(("answers", "left out on request (--no-answers)"))
@@ -190,6 +201,8 @@ def commands(inputs: Inputs) -> tuple[Command, ...]:
     for bench in inputs.benches:
         facts = _provenance(bench.run.provenance, bench.source.name, bench.source.sha256)
         found.append(Command(f"bench {bench.run.id}", bench_view.command(bench.run), facts))
+    for record in inputs.divergences:
+        found.append(Command(f"divergence {record.run_id}", divergence_view.command(record), divergence_view.provenance(record)))
     return tuple(found)
 
 
@@ -229,27 +242,3 @@ def _provenance(found: Mapping[str, Any], name: str, sha256: str) -> tuple[tuple
     shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
     rows = (("record", name), ("sha256", sha256), ("GPU", gpus), ("versions", shown), ("commit", str(found.get("commit", ""))))
     return tuple((k, v) for k, v in rows if v)
-
-
-def masthead(inputs: Inputs) -> tuple[tuple[str, str], ...]:
-    """The masthead's facts: candidate, baseline, model, GPU, date, run ids."""
-    rows: list[tuple[str, str]] = []
-    backends = sorted({r.backend for record in inputs.kernels for r in record.results})
-    rows += [("kernel candidate", ", ".join(backends))] if backends else []
-    for name in ("candidate", "baseline"):
-        legs = [leg for p in inputs.pairs if (leg := getattr(p, name)) is not None]
-        kinds = sorted(
-            {leg.leg.identity.get("moe_backend") or leg.leg.identity.get("moe_runner_backend") or "unknown backend" for leg in legs}
-        )
-        rows += [(name, ", ".join(kinds))] if legs else []
-    legs = [leg for p in inputs.pairs for leg in (p.baseline, p.candidate) if leg is not None]
-    model = sorted({m for leg in legs for m in [leg.leg.identity.get("model", "")] if m})
-    runs: list[Run | BenchRun] = [*(record.run for record in inputs.kernels), *(record.run for record in inputs.benches)]
-    provenances = [r.provenance for r in runs] + [leg.run.provenance for leg in legs]
-    gpus = sorted({str(g.get("name")) for p in provenances for g in p.get("gpus", []) if isinstance(g, dict)})
-    dates = sorted({d[:10] for d in [*(r.created for r in runs), *(leg.run.created for leg in legs)]})
-    rows += [("model", ", ".join(model))] if model else []
-    rows += [("GPU", ", ".join(gpus) or "none on the recording machine")]
-    rows += [("date", " to ".join(dict.fromkeys((dates[0], dates[-1]))))] if dates else []
-    rows += [("runs", ", ".join([*(r.id for r in runs), *(leg.run.id for leg in legs)]))]
-    return tuple(rows)

@@ -11,15 +11,17 @@ from math import isnan
 
 from mxfp4_validate.catalogue import FAMILIES
 from mxfp4_validate.records.store import Result
-from mxfp4_validate.reporting.inputs import BenchRecord, EvalPair, Inputs, KernelRecord
+from mxfp4_validate.reporting.inputs import BenchRecord, DivergenceRecord, EvalPair, Inputs, KernelRecord, StageRow
 from mxfp4_validate.reporting.kernel_view import repro
 from mxfp4_validate.tolerances import BIT_EQUAL_SHARE
 from mxfp4_validate.verdicts import Overall, Verdict
 
+#: Of a divergence that found nothing: the dearer stages may begin, and nothing has passed. Only a gate that does not decide may have it.
+GO_ON = "GO ON"
 #: Worst first: a report is read from the top.
-ORDER = ("FAIL", "INVALID", "INCOMPLETE", "INCONCLUSIVE", "PASS")
+ORDER = ("FAIL", "INVALID", "INCOMPLETE", "INCONCLUSIVE", GO_ON, "PASS")
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4, "INCOMPLETE": 5}
-SYMBOLS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", "INVALID": "!", "INCOMPLETE": "\u2026"}
+SYMBOLS = {"PASS": "\u2713", "FAIL": "\u2717", "INCONCLUSIVE": "?", "INVALID": "!", "INCOMPLETE": "\u2026", GO_ON: "\u2192"}
 _TITLES = {"gsm8k": "GSM8K", "gpqa_diamond": "GPQA Diamond", "aime25": "AIME25", "arith": "Arith"}
 
 
@@ -28,7 +30,7 @@ class Gate:
     """One thing that is decided. The four texts are for people; `outcome` is one of `ORDER`; `anchor` is its place in the page."""
 
     name: str
-    wing: str  # kernel | eval | stage | bench
+    wing: str  # kernel | eval | stage | bench | divergence
     outcome: str
     measured: str
     lower: str = ""
@@ -71,8 +73,11 @@ def judge(inputs: Inputs) -> Judgement:
     several = len(inputs.kernels) > 1
     gates = [gate for at, record in enumerate(inputs.kernels) for gate in kernel_gates(record, at, several)]
     gates += [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
-    gates += [Gate(s.name, "stage", s.outcome, s.measured, "", "", s.limit, s.needs, s.reasons, "", s.decides) for s in inputs.stages]
+    gates += [
+        Gate(s.name, "stage", stage_outcome(s), s.measured, "", "", s.limit, s.needs, s.reasons, "", s.decides) for s in inputs.stages
+    ]
     gates += [bench_gate(record, at) for at, record in enumerate(inputs.benches)]
+    gates += divergence_gates(inputs)
     gates.sort(key=lambda gate: ORDER.index(gate.outcome))
     outcome = next((gate.outcome for gate in gates if gate.decides), "INCOMPLETE")
     outcome = _together(outcome, inputs.overall, gates)
@@ -153,6 +158,37 @@ def bench_gate(record: BenchRecord, at: int) -> Gate:
     return Gate(name, "bench", "INCOMPLETE", measured, needs=needs, anchor=anchor)
 
 
+def stage_outcome(stage: StageRow) -> str:
+    """A plan's divergence that found nothing is said as a record's is; other stages keep their outcome."""
+    return GO_ON if stage.name == "divergence" and stage.outcome == "PASS" and not stage.decides else stage.outcome
+
+
+def divergence_gates(inputs: Inputs) -> list[Gate]:
+    """A gate a record, as a plan's stage has it: FAIL decides, GO ON never does, UNDECIDED only where no eval was given to decide it."""
+    called = [f"divergence {r.source.name} {r.candidate}".removesuffix(" candidate").rstrip() for r in inputs.divergences]
+    called = [f"{name} ({at + 1})" if called.count(name) > 1 else name for at, name in enumerate(called)]
+    return [
+        _divergence_gate(record, called[at] if len(called) > 1 else "divergence", f"divergence-{at}", bool(inputs.pairs))
+        for at, record in enumerate(inputs.divergences)
+    ]
+
+
+def _divergence_gate(record: DivergenceRecord, name: str, anchor: str, evals: bool) -> Gate:
+    if record.found is None:
+        return Gate(name, "divergence", record.outcome, "no decision", needs=record.refused, reasons=(record.refused,), anchor=anchor)
+    d, limit = record.found.decision, "within the baseline's own"
+    ratio = f"mean KL {d.kl.estimate:.3g} times {record.floor.what}" if d.kl and record.floor else "no ratio"
+    if record.outcome == "FAIL":
+        measured = d.reasons[0] + (f"; {len(d.reasons) - 1} more reasons" if len(d.reasons) > 1 else "")
+        return Gate(name, "divergence", "FAIL", measured, limit=limit, reasons=d.reasons, anchor=anchor)
+    if record.outcome == GO_ON:
+        measured = f"{ratio}; no divergence beyond the baseline's own; this passes nothing by itself"
+        return Gate(name, "divergence", GO_ON, measured, limit=limit, anchor=anchor, decides=False)
+    needs = f"about {d.more} scored positions" if d.more else d.reasons[0] if d.reasons else ""
+    needs = "the evals decide" if evals else needs
+    return Gate(name, "divergence", "INCONCLUSIVE", f"UNDECIDED, {ratio}", "", "", limit, needs, d.reasons, anchor, not evals)
+
+
 def _floor(share: float) -> str:
     """A share in per cent, cut and not rounded: 100 is said of all bits only."""
     return f"{int(share * 1e5) / 1e3:.3f}"
@@ -198,7 +234,8 @@ def change_text(verdict: Verdict, name: str) -> str:
 
 def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
     """One pasteable sentence or two: the outcome, how many gates, and the one that matters."""
-    gates = [gate for gate in gates if gate.decides]
+    screened = [f"{g.name}: {g.measured}." for g in gates if g.outcome == GO_ON]
+    given, gates = bool(gates), [gate for gate in gates if gate.decides]
     total = len(gates)
     bad = sum(gate.outcome == outcome for gate in gates)
     of = f"{bad} of {total} gate{'s' * (total != 1)}"
@@ -206,7 +243,7 @@ def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
         "PASS": f"PASS: {'all ' + str(total) + ' gates hold' if total > 1 else 'the one gate holds'}.",
         "FAIL": f"REGRESSION in {of}.",
         "INVALID": f"INVALID: {of} cannot be judged.",
-        "INCOMPLETE": f"INCOMPLETE: {of} miss results." if total else "INCOMPLETE: nothing was given.",
+        "INCOMPLETE": f"INCOMPLETE: {of} miss results." if total else f"INCOMPLETE: nothing was given{' that decides' if given else ''}.",
         "INCONCLUSIVE": f"INCONCLUSIVE: {of} are undecided."
         if bad
         else "INCONCLUSIVE: no failure survives the correction for several evals.",
@@ -217,4 +254,5 @@ def _sentence(outcome: str, gates: Sequence[Gate], inputs: Inputs) -> str:
     told += [texts[g.anchor] for g in gates if g.outcome in (outcome, "FAIL") and g.anchor in texts][:1]
     if not told and outcome != "PASS":
         told = [f"{g.name}: {g.needs.splitlines()[0]}" for g in gates if g.outcome == outcome and g.needs][:1]
+    told += screened[:1] if not total else []
     return " ".join([f"{SYMBOLS[outcome]} {heads[outcome]}", *told])

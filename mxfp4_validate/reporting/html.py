@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mxfp4_validate.reporting import context_view
+from mxfp4_validate.reporting import context_view, divergence_view
 from mxfp4_validate.reporting.bench_view import DETAILS, bench_view
 from mxfp4_validate.reporting.clean import clean, script_json
 from mxfp4_validate.reporting.evals_view import GRADES, eval_view, grade_of
@@ -21,6 +21,7 @@ from mxfp4_validate.reporting.gates import SYMBOLS, Judgement, names
 from mxfp4_validate.reporting.history_view import history
 from mxfp4_validate.reporting.inputs import BenchRecord, EvalLeg, Inputs, KernelRecord
 from mxfp4_validate.reporting.kernel_view import kernel_view
+from mxfp4_validate.reporting.masthead_view import masthead
 
 _HERE = Path(__file__).resolve().parent.parent
 #: Where the templates may be: inside the installed package, or beside it in a checkout.
@@ -55,13 +56,14 @@ def render(inputs: Inputs, judgement: Judgement, answers: bool = True) -> str:
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        masthead=context_view.masthead(inputs),
-        contents=_contents(bool(evals), bool(kernels), bool(series), bool(inputs.benches)),
+        masthead=masthead(inputs),
+        contents=_contents(inputs, bool(series)),
         compared=[context_view.compared(pair, name) for pair, name in zip(inputs.pairs, called, strict=True) if pair.candidate is not None],
         evals=evals,
         kernels=kernels,
         benches=[bench_view(record, at) for at, record in enumerate(inputs.benches)],
         bench_details=DETAILS,
+        divergences=[divergence_view.divergence_view(record, at) for at, record in enumerate(inputs.divergences)],
         ladder=context_view.ladder(inputs),
         faults=inputs.faults,
         fault_survivors=[name for name, (_, caught) in inputs.faults.rows.items() if not caught] if inputs.faults else [],
@@ -83,13 +85,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _contents(evals: bool, kernels: bool, history: bool, bench: bool) -> list[tuple[str, str]]:
+def _contents(inputs: Inputs, history: bool) -> list[tuple[str, str]]:
+    kernels = bool(inputs.kernels)
     rows = [
         ("gates", "Gates", True),
         ("compared", "What was compared", True),
-        ("evals", "End to end", evals),
+        ("evals", "End to end", bool(inputs.pairs)),
+        ("divergence", "Token by token", bool(inputs.divergences)),
         ("kernel", "Kernel", kernels),
-        ("bench", "Speed", bench),
+        ("bench", "Speed", bool(inputs.benches)),
     ]
     rows += [("layouts", "Layouts", kernels), ("ladder", "Where it breaks", True), ("seen", "Would we have seen it?", True)]
     rows += [
@@ -109,7 +113,8 @@ def records(inputs: Inputs) -> dict[str, Any]:
     ]
     faults = {name: list(caught) for name, (_, caught) in inputs.faults.rows.items()} if inputs.faults else None
     found = {"version": inputs.version, "kernels": [_kernel(record) for record in inputs.kernels], "evals": pairs, "faults": faults}
-    return found | {"benches": [_bench(record) for record in inputs.benches]}
+    found |= {"benches": [_bench(record) for record in inputs.benches]}
+    return found | {"divergences": [divergence_view.embedded(record) for record in inputs.divergences]}
 
 
 def _bench(record: BenchRecord) -> dict[str, Any]:

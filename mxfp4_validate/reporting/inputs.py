@@ -1,4 +1,4 @@
-"""What a report is made of: kernel records, pairs of eval runs with their verdicts, a fault matrix. Plain data, already read."""
+"""What a report is made of: kernel, bench and divergence records, pairs of eval runs with their verdicts, a fault matrix. Plain data, already read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mxfp4_validate.bench.record import BenchRun
+from mxfp4_validate.divergence.analyse import Result as Found
+from mxfp4_validate.divergence.record import ArmRow
+from mxfp4_validate.divergence.rule import Floor
 from mxfp4_validate.records.evals import EvalRun
 from mxfp4_validate.records.store import Result, Run
 from mxfp4_validate.verdicts import Leg, Overall, Verdict
@@ -104,6 +107,67 @@ class BenchRecord:
 
 
 @dataclass(frozen=True)
+class ArmScored:
+    """One arm of a divergence record and how far it came: sequences answered, places of those that were no number, tokens sent."""
+
+    row: ArmRow
+    answered: int
+    not_finite: tuple[int, ...]
+    sent: int
+
+
+@dataclass(frozen=True)
+class SequenceRow:
+    """One sequence against the baseline: the candidate's mean KL and flips, the mean KL of the floor's runs."""
+
+    place: int
+    positions: int
+    kl: float
+    flips: int
+    floor: float
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What was scored, and what that costs an arm; `requests` is None where the protocol is unknown."""
+
+    sha256: str
+    made_by: str
+    sequences: int
+    scored: int
+    width: int
+    protocol: str
+    requests: int | None
+    aime_share: float
+
+
+@dataclass(frozen=True, eq=False)
+class DivergenceRecord:
+    """One candidate arm of a divergence record. `refused` says why there is no decision: an arm lacks sequences (`incomplete`) or is unsound.
+
+    Without a decision, and where every sequence of the candidate was no number, there is no `floor` and no row.
+    """
+
+    source: Source
+    run_id: str
+    created: str
+    version: str
+    candidate: str
+    corpus: CorpusFacts
+    arms: tuple[ArmScored, ...]
+    found: Found | None
+    refused: str = ""
+    incomplete: bool = False
+    floor: Floor | None = None
+    rows: tuple[SequenceRow, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """GO ON, FAIL, UNDECIDED, INCOMPLETE or INVALID."""
+        return self.found.decision.outcome if self.found else "INCOMPLETE" if self.incomplete else "INVALID"
+
+
+@dataclass(frozen=True)
 class FaultMatrix:
     """A measured run of the deliberate faults: fault -> (what it is, checks that caught it)."""
 
@@ -125,3 +189,4 @@ class Inputs:
     settings: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[StageRow] = ()
     benches: Sequence[BenchRecord] = ()
+    divergences: Sequence[DivergenceRecord] = ()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from mxfp4_validate.reporting.clean import clean
-from mxfp4_validate.reporting.gates import Gate, Judgement
+from mxfp4_validate.reporting.gates import GO_ON, Gate, Judgement
 from mxfp4_validate.reporting.inputs import Inputs
 
-#: What a reader of JUnit sees of each outcome; undecided is skipped, so that it is never green.
-_ELEMENTS = {"FAIL": "failure", "INVALID": "error", "INCOMPLETE": "error", "INCONCLUSIVE": "skipped"}
+#: What a reader of JUnit sees of each outcome; undecided is skipped, and so is GO ON, so that they are never green.
+_ELEMENTS = {"FAIL": "failure", "INVALID": "error", "INCOMPLETE": "error", "INCONCLUSIVE": "skipped", GO_ON: "skipped"}
 
 
 def render(inputs: Inputs, judgement: Judgement) -> str:

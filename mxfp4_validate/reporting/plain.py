@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mxfp4_validate.reporting.clean import clean
-from mxfp4_validate.reporting.gates import Gate, Judgement
+from mxfp4_validate.reporting.gates import GO_ON, Gate, Judgement
 
 
 def lines(judgement: Judgement) -> list[str]:
@@ -20,11 +20,12 @@ def _line(gate: Gate, width: int) -> str:
 
 
 def github(judgement: Judgement) -> list[str]:
-    """A workflow command a gate that does not pass: `::error` where it failed or cannot be trusted, `::warning` where it is undecided."""
+    """A workflow command a gate that does not pass: `::error` where it failed or cannot be trusted, `::warning` where it is undecided,
+    `::notice` where it lets the evals begin."""
     found = []
     for gate in judgement.gates:
         if gate.outcome != "PASS":
-            level = "warning" if gate.outcome == "INCONCLUSIVE" else "error"
+            level = {"INCONCLUSIVE": "warning", GO_ON: "notice"}.get(gate.outcome, "error")
             text = f"{gate.outcome}: {gate.measured}" + (f"; {gate.needs}" if gate.needs else "")
             found.append(f"::{level} title={_escaped(gate.name, ':,')}::{_escaped(text)}")
     return found

@@ -1,4 +1,4 @@
-"""`report`: reads kernel records and eval runs, judges them and writes HTML, Markdown and JUnit from one judgement."""
+"""`report`: reads kernel, bench and divergence records and eval runs, judges them and writes HTML, Markdown and JUnit from one judgement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import sqlite3
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 import mxfp4_validate
 from mxfp4_validate import manifest
 from mxfp4_validate.bench import record as bench
+from mxfp4_validate.divergence import record as divergence
 from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
 from mxfp4_validate.records import evals
 from mxfp4_validate.records.evals import EvalStore
@@ -24,10 +24,21 @@ from mxfp4_validate.records.store import Run, Store
 from mxfp4_validate.reporting import html, junit, markdown, plain
 from mxfp4_validate.reporting.clean import head_tail
 from mxfp4_validate.reporting.gates import judge
-from mxfp4_validate.reporting.inputs import AnswerRow, BenchRecord, EvalLeg, EvalPair, FaultMatrix, Inputs, KernelRecord, Source
+from mxfp4_validate.reporting.inputs import (
+    AnswerRow,
+    BenchRecord,
+    DivergenceRecord,
+    EvalLeg,
+    EvalPair,
+    FaultMatrix,
+    Inputs,
+    KernelRecord,
+    Source,
+)
 from mxfp4_validate.serving.comparison import CompareOptions, compare_runs, published_lines
 from mxfp4_validate.serving.legs import read_leg
 from mxfp4_validate.serving.names import shown
+from mxfp4_validate.serving.report_divergence import expand, natural, read_divergence
 from mxfp4_validate.verdicts import combine
 
 
@@ -69,15 +80,18 @@ def write(path: Path, text: str) -> None:
 
 
 def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None = None, answers: bool = True, planned: int = 0) -> Inputs:
-    """Everything that is in `paths`: kernel and bench records, and eval runs paired baseline, candidate in the order given, eval by eval.
+    """Everything that is in `paths`: kernel, bench and divergence records, and eval runs paired baseline, candidate in the order given, eval by eval.
 
     `planned` is how many evals there were to be, for the correction of failures.
     """
     kernels, benches, runs = [], list[BenchRecord](), dict[str, list[Path]]()
-    for path in paths:
+    divergences: list[DivergenceRecord] = []
+    for path in (one for given in paths for one in expand(given)):
         found = schema(path)
         if found >= bench.SCHEMA_VERSION:
             benches.append(BenchRecord(_source(path), bench.read_bench(path)))
+        elif found >= divergence.SCHEMA_VERSION:
+            divergences += read_divergence(path, _source(path))
         elif found >= evals.SCHEMA_VERSION:
             with EvalStore.open(path) as store:
                 runs.setdefault(store.run().suite, []).append(path)
@@ -87,7 +101,9 @@ def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None =
     verdicts = [pair.verdict for pair in pairs if pair.verdict is not None]
     overall = combine(verdicts, planned) if verdicts and max(planned, len(verdicts)) > 1 else None
     matrix = read_faults(faults) if faults else None
-    return Inputs(mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix, benches=tuple(benches))
+    return Inputs(
+        mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix, benches=tuple(benches), divergences=tuple(divergences)
+    )
 
 
 def _pairs(suite: str, paths: Sequence[Path], options: CompareOptions, answers: bool) -> list[EvalPair]:
@@ -115,7 +131,7 @@ def schema(path: Path) -> int:
     """The schema version of the record at `path`, a file or an eval run's folder."""
     file = evals.run_file(path)
     if not file.is_file():
-        raise UsageError(f"no run at {path}; give kernel and bench records (*.sqlite) and eval runs (their folders)")
+        raise UsageError(f"no run at {path}; give kernel, bench and divergence records (*.sqlite) and eval runs (their folders)")
     try:
         with closing(sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True)) as db:
             return int(db.execute("PRAGMA user_version").fetchone()[0])
@@ -126,7 +142,7 @@ def schema(path: Path) -> int:
 def _source(path: Path) -> Source:
     """Named after its folder if that is what names it."""
     file = evals.run_file(path)
-    name = file.parent.name if file.name == "run.sqlite" else file.name
+    name = file.resolve().parent.name if file.name in ("run.sqlite", "divergence.sqlite") else file.name
     with open(file, "rb") as stream:
         return Source(name, hashlib.file_digest(stream, "sha256").hexdigest())
 
@@ -181,7 +197,7 @@ def read_faults(path: Path) -> FaultMatrix:
     try:
         data = path.read_bytes()
         found = json.loads(data)
-        named = sorted(found["faults"].items(), key=lambda item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item[0])])
+        named = sorted(found["faults"].items(), key=lambda item: natural(item[0]))
         rows = {str(name): (str(row["what"]), tuple(map(str, row["caught_by"]))) for name, row in named}
         digest = hashlib.sha256(data).hexdigest()
         return FaultMatrix(Source(path.name, digest), str(found["backend"]), tuple(map(str, found["checks"])), rows)

@@ -1,0 +1,99 @@
+"""Divergence records for `report`: where they lie, and each candidate arm with its decision or why there is none."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from mxfp4_validate.divergence.analyse import Result, against, analyse, arms_of
+from mxfp4_validate.divergence.collect import AIME25_TOKENS, Asking, cost
+from mxfp4_validate.divergence.record import DivergenceStore
+from mxfp4_validate.divergence.rule import Floor, build_floor
+from mxfp4_validate.divergence.statistic import arm
+from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
+from mxfp4_validate.records.evals import run_file
+from mxfp4_validate.reporting.inputs import ArmScored, CorpusFacts, DivergenceRecord, SequenceRow, Source
+
+FILE = "divergence.sqlite"
+
+
+def expand(path: Path) -> list[Path]:
+    """What to read for `path`: of a folder that `diverge` wrote, its record, or with --regimes one a folder in it; else `path` itself."""
+    if not path.is_dir() or run_file(path).is_file():
+        return [path]
+    if (path / FILE).is_file():
+        return [path / FILE]
+    return sorted(path.glob(f"*/{FILE}"), key=lambda found: natural(found.parent.name)) or [path]
+
+
+def natural(text: str) -> list[int | str]:
+    """A key that sorts 8 before 64."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
+
+
+def read_divergence(path: Path, source: Source) -> list[DivergenceRecord]:
+    """A record for each candidate arm, one without a decision if there is no candidate yet."""
+    with DivergenceStore.open(path) as store:
+        return [_one(store, source, name) for name in arms_of(store, "candidate") or [""]]
+
+
+def _one(store: DivergenceStore, source: Source, name: str) -> DivergenceRecord:
+    with closing(sqlite3.connect(store.path.resolve().as_uri() + "?mode=ro", uri=True)) as db:
+        run_id, created, version = map(str, db.execute("SELECT id, created, version FROM run").fetchone())
+    about = (source, run_id, created, version, name, _corpus(store), _arms(store))
+    try:
+        _roles(store)
+        found = analyse(store, name)
+    except (IncompleteRun, InvalidRun, UsageError) as error:
+        return DivergenceRecord(*about, None, str(error), isinstance(error, IncompleteRun))
+    floor, rows = _sequences(store, name, found)
+    return DivergenceRecord(*about, found, floor=floor, rows=rows)
+
+
+def _roles(store: DivergenceStore) -> None:
+    """Every role that a decision takes, or what is missing."""
+    have = ", ".join(f"{name} ({row.role})" for name, row in store.arms().items()) or "none"
+    lacking = [role for role in ("baseline", "floor", "candidate") if not arms_of(store, role)]
+    if lacking:
+        raise IncompleteRun(f"no {' and no '.join(lacking)} arm was begun, it has {have}; run the same command again")
+    if len(arms_of(store, "baseline")) > 1:
+        raise InvalidRun(f"it has more than one baseline: {have}")
+
+
+def _corpus(store: DivergenceStore) -> CorpusFacts:
+    corpus, protocol = store.corpus, str(store.settings.get("protocol", "unknown"))
+    requests, share = None, corpus.scored / AIME25_TOKENS
+    try:
+        price = cost(corpus, store.width, Asking(protocol).resolved())
+        requests, share = price.requests, price.aime_share
+    except UsageError:
+        pass
+    return CorpusFacts(corpus.sha256, corpus.made_by, len(corpus.sequences), corpus.scored, store.width, protocol, requests, share)
+
+
+def _arms(store: DivergenceStore) -> tuple[ArmScored, ...]:
+    found = []
+    for name, row in store.arms().items():
+        scores = store.scores(name)
+        bad = tuple(place for place, score in scores.items() if score.scores is None)
+        found.append(ArmScored(row, len(scores), bad, sum(score.tokens for score in scores.values())))
+    return tuple(found)
+
+
+def _sequences(store: DivergenceStore, name: str, found: Result) -> tuple[Floor | None, tuple[SequenceRow, ...]]:
+    """The floor the decision was taken against, and every sequence that the candidate gave numbers for."""
+    places = [place for place in range(len(store.corpus.sequences)) if place not in found.not_finite]
+    if not places:
+        return None, ()
+    (baseline,) = arms_of(store, "baseline")
+    mine = store.scores(baseline)
+
+    def of(names: list[str]) -> list[Any]:
+        return [arm(against(store, mine, one, places)) for one in names]
+
+    floor, (me,) = build_floor(of(arms_of(store, "floor")), of(arms_of(store, "declared"))), of([name])
+    rows = zip(places, me.positions, me.kl, me.flips, floor.kl, strict=True)
+    return floor, tuple(SequenceRow(place, int(n), float(kl), int(flips), float(under)) for place, n, kl, flips, under in rows)
