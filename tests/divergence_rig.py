@@ -35,12 +35,21 @@ def toy_logprobs(tokens: Sequence[int], noise: float = 0.0, seed: int = 0) -> Fl
 
     The noise depends on the position's token and on the seed, as another order of sums would.
     """
-    rows = np.empty((len(tokens), VOCABULARY))
-    for position in range(len(tokens)):
-        last, before = (tokens[position - 1], tokens[position - 2]) if position > 1 else (tokens[0], 0)
-        logits = np.random.default_rng([last, before]).normal(0, 2, VOCABULARY)
-        rows[position] = logits + noise * np.random.default_rng([seed, position, last]).normal(0, 1, VOCABULARY)
-    return log_softmax(rows)
+    return log_softmax(np.array([_logits(tokens, position, noise, seed) for position in range(len(tokens))]))
+
+
+def _logits(tokens: Sequence[int], position: int, noise: float, seed: int) -> Floats:
+    last, before = (tokens[position - 1], tokens[position - 2]) if position > 1 else (tokens[0], 0)
+    logits = np.random.default_rng([last, before]).normal(0, 2, VOCABULARY)
+    return logits + noise * np.random.default_rng([seed, position, last]).normal(0, 1, VOCABULARY)
+
+
+def greedy(tokens: Sequence[int], most: int, noise: float = 0.0, seed: int = 0) -> list[int]:
+    """What the toy model answers at temperature 0; token 0 ends it."""
+    out = list(tokens)
+    while len(out) < len(tokens) + most and (len(out) == len(tokens) or out[-1] != 0):
+        out.append(int(_logits(out, len(out), noise, seed).argmax()))
+    return out[len(tokens) :]
 
 
 class LogprobServer:
@@ -109,6 +118,9 @@ class LogprobServer:
 
     def _answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         tokens = body["input_ids"] if path == "/generate" else body["prompt"]
+        if body.get("logprob_start_len") == -1:  # nothing is to be scored: an answer is asked for
+            answer = greedy(tokens, body["sampling_params"]["max_new_tokens"], self.noise, self.seed)
+            return {"text": "x", "meta_info": {"output_token_logprobs": [[-1.0, token, None] for token in answer]}}
         rows = toy_logprobs(tokens, self.noise, self.seed)
         if path == "/generate":
             return sglang(tokens, rows, body["logprob_start_len"], body["top_logprobs_num"])

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def diverge_verb(args: argparse.Namespace) -> int:
         return code
     if args.calibration is not None:
         raise UsageError("--calibration belongs to one width; with --regimes leave it out, or run the widths one by one")
+    if not Asking(args.protocol).resolved().windows:
+        raise UsageError(f"--protocol {args.protocol} asks for a whole sequence at once, so there are no regimes; leave --regimes out")
     rows: dict[str, Result] = {}
     for regime in REGIMES:
         path = args.out / regime.name / "divergence.sqlite"
@@ -128,10 +130,15 @@ def sound_arms_of(baseline: str, floors: Sequence[str], declared: Sequence[str])
 
 
 def opened(path: Path, corpus: Corpus, width: int, protocol: str) -> DivergenceStore:
-    """The record at `path` to go on with, or a new one."""
-    if path.exists():
-        return DivergenceStore.resume(path, corpus)
-    return DivergenceStore.create(path, corpus, int(table.TOP.value), width, {"protocol": protocol})
+    """The record at `path` to go on with, or a new one. Half a record of one width and half of another would be of neither."""
+    if not path.exists():
+        return DivergenceStore.create(path, corpus, int(table.TOP.value), width, {"protocol": protocol})
+    store = DivergenceStore.resume(path, corpus)
+    was = (store.width, store.settings.get("protocol", protocol))
+    if was != (width, protocol):
+        store.close()
+        raise UsageError(f"{path} was begun with --width {was[0]} --protocol {was[1]}; go on with these, or name another --out")
+    return store
 
 
 def announce(corpus: Corpus, width: int, protocol: str) -> None:
@@ -203,9 +210,8 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def _plain(found: Result) -> dict[str, Any]:
-    """JSON without NaN."""
-    decision = asdict(replace(found.decision, reasons=()))
-    numbers = {name: None if isinstance(value, float) and isnan(value) else value for name, value in decision.items()}
+    """JSON without NaN or infinity: a floor whose few flips a resample may miss altogether has no upper bound."""
+    numbers = _finite(asdict(replace(found.decision, reasons=())))
     rest = {
         "columns": found.columns,
         "floor_columns": found.floor_columns,
@@ -213,6 +219,12 @@ def _plain(found: Result) -> dict[str, Any]:
         "not_finite": list(found.not_finite),
     }
     return {**numbers, "reasons": list(found.decision.reasons), **rest}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def tell(args: argparse.Namespace, said: dict[str, Any], text: list[str]) -> None:

@@ -56,6 +56,7 @@ def add_first_divergence_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("candidate", metavar="CANDIDATE_URL")
     parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help="whose prompts are answered greedily")
     parser.add_argument("--floor", metavar="URL", help="another boot of the baseline (the baseline itself)")
+    parser.add_argument("--declared", metavar="URL", help="another backend that is accepted, for a baseline that hardly ever leaves itself")
     parser.add_argument(
         "--prompt-tokens", type=int, metavar="N", help="the first N tokens of each sequence are the prompt (those not scored)"
     )

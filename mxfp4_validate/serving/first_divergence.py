@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import median
 
 from mxfp4_validate.divergence import corpus as corpora
 from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.corpus import TokenSequence
-from mxfp4_validate.divergence.first_divergence import Greedy, events_needed, log_rank, pairs
+from mxfp4_validate.divergence.first_divergence import Greedy, LogRank, events_needed, log_rank, pairs
 from mxfp4_validate.divergence.rule import FAIL, GO_ON, UNDECIDED
 from mxfp4_validate.endpoint.identity import read_identity
 from mxfp4_validate.endpoint.logprobs import read_info
@@ -20,35 +20,64 @@ from mxfp4_validate.serving.diverge import EXIT_CODES, client_of, tell
 
 #: The ratio of hazards that a run should be able to show before it lets anything go on.
 HAZARD = 2.0
+#: Beside a baseline that hardly ever leaves itself every sound backend leaves early, so that is no evidence.
+SILENT = (
+    "A/A hardly ever leaves itself, so it does not show where a sound server would; "
+    "declare an accepted backend whose answers are not all the baseline's"
+)
+
+
+@dataclass(frozen=True)
+class Left:
+    """Where one arm's answers leave the baseline's: tokens in common, and whether a difference follows them."""
+
+    times: list[int]
+    events: list[bool]
+
+    @property
+    def differ(self) -> int:
+        return sum(self.events)
+
+    def plain(self) -> dict[str, float]:
+        return {"pairs": len(self.times), "differ": self.differ, "median_common": median(self.times)}
 
 
 def first_divergence_verb(args: argparse.Namespace) -> int:
-    """Answer the corpus's prompts greedily three times and compare. FAIL 1, UNDECIDED 3 with too few first differences, else 0."""
+    """Answer the corpus's prompts greedily three times and compare. FAIL 1, UNDECIDED 3 with too few differences or a silent floor, else 0."""
     corpus = corpora.load(args.corpus)
     prompts = [prompt(sequence, args.prompt_tokens) for sequence in corpus.sequences]
-    baseline, again, candidate = (
-        asyncio.run(_answers(args, url, prompts)) for url in (args.baseline, args.floor or args.baseline, args.candidate)
-    )
-    times, events = pairs(baseline, candidate)
-    floor_times, floor_events = pairs(baseline, again)
-    found = log_rank(times, events, floor_times, floor_events)
-    needed = events_needed(HAZARD, 1 - table.LEVEL.value)
-    outcome = FAIL if found.p < 1 - table.LEVEL.value else GO_ON if found.events >= needed or not any(events) else UNDECIDED
+    urls = [args.baseline, args.floor or args.baseline, args.candidate, *([args.declared] if args.declared else [])]
+    baseline, *others = [asyncio.run(_answers(args, url, prompts)) for url in urls]
+    again, candidate, *declared = (Left(*pairs(baseline, answers)) for answers in others)
+    # What A/A that hardly differs cannot tell, an accepted backend can, unless it repeats the baseline's bits too.
+    quiet = again.differ < table.LEAST_FLIPS.value
+    instead = bool(quiet and declared and declared[0].differ)
+    floor = declared[0] if instead else again
+    found, needed = log_rank(candidate.times, candidate.events, floor.times, floor.events), events_needed(HAZARD, 1 - table.LEVEL.value)
+    reasons = [SILENT] if quiet and not instead and candidate.differ else []
+    outcome = FAIL if found.p < 1 - table.LEVEL.value else GO_ON if found.events >= needed or not candidate.differ else UNDECIDED
+    outcome = UNDECIDED if reasons else outcome
     code = EXIT_CODES.get(outcome, 0)
-    seen = {
-        "candidate": {"pairs": len(times), "differ": sum(events), "median_common": median(times)},
-        "floor": {"pairs": len(floor_times), "differ": sum(floor_events), "median_common": median(floor_times)},
-    }
-    text = [f"{outcome}{'' if outcome in EXIT_CODES else ': this passes nothing by itself'}"]
-    for name, row in seen.items():
-        text.append(
-            f"{name:<10} {row['differ']} of {row['pairs']} answers leave the baseline's; tokens in common, median {row['median_common']:g}"
-        )
-    text.append(f"log-rank z {found.z:+.2f}, one-sided p {found.p:.2g}, hazard ratio {found.hazard_ratio:.2f} (close to 1 only)")
-    text.append(f"{found.events} first differences; a hazard ratio of {HAZARD:g} shows with {needed}")
-    said = {"verb": "first-divergence", "exit_status": code, "outcome": outcome, "needed": needed, **asdict(found), **seen}
-    tell(args, said, text)
+    seen = {"candidate": candidate.plain(), "floor": floor.plain()}
+    said = {"verb": "first-divergence", "exit_status": code, "outcome": outcome, "reasons": reasons, "declared": instead, "needed": needed}
+    tell(
+        args,
+        {**said, **asdict(found), **seen},
+        _text(outcome, reasons, candidate, floor, "declared" if instead else "floor", found, needed),
+    )
     return code
+
+
+def _text(outcome: str, reasons: list[str], candidate: Left, floor: Left, name: str, found: LogRank, needed: int) -> list[str]:
+    text = [
+        f"{outcome}{'' if outcome in EXIT_CODES else ': this passes nothing by itself'}",
+        *(f"  because {reason}" for reason in reasons),
+    ]
+    for who, left in (("candidate", candidate), (name, floor)):
+        common = f"tokens in common, median {median(left.times):g}"
+        text.append(f"{who:<10} {left.differ} of {len(left.times)} answers leave the baseline's; {common}")
+    text.append(f"log-rank z {found.z:+.2f}, one-sided p {found.p:.2g}, hazard ratio {found.hazard_ratio:.2f} (close to 1 only)")
+    return [*text, f"{found.events} first differences; a hazard ratio of {HAZARD:g} shows with {needed}"]
 
 
 def prompt(sequence: TokenSequence, first: int | None) -> tuple[int, ...]:
