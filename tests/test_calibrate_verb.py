@@ -13,6 +13,8 @@ import pytest
 
 from mxfp4_validate import cli
 from mxfp4_validate.divergence import corpus as corpora
+from mxfp4_validate.serving.comparison import CompareOptions
+from mxfp4_validate.serving.report import gather
 from tests.divergence_rig import LogprobServer
 
 INFO = {"model_path": "toy", "version": "1", "moe_runner_backend": "marlin", "boot_id": "a"}
@@ -66,6 +68,13 @@ def test_limits_of_a_noisy_server_are_written_taken_and_refused_elsewhere(
     code, found, err = ask([*ordinary, "--out", tmp_path / "a", "--calibration", made], capsys)
     assert (code in (0, 3), found["outcome"] != "FAIL") == (True, True), err
 
+    assert found["limits"]["ratio"] == json.loads(made.read_text())["ratio"]
+    code, again_found, _ = ask([*ordinary, "--out", tmp_path / "a"], capsys)
+    assert (code, again_found["outcome"]) == (code, found["outcome"]), "gone on with, a record keeps its calibration"
+    (record,) = gather([tmp_path / "a"], CompareOptions(), None).divergences
+    assert record.found is not None
+    assert (record.found.decision.outcome, record.found.limits.ratio) == (found["outcome"], found["limits"]["ratio"])
+
     second = write_corpus(tmp_path / "second.json", seed=1)
     moved = start(rig, moe_runner_backend="triton")
     for name, arguments, message in (
@@ -77,6 +86,13 @@ def test_limits_of_a_noisy_server_are_written_taken_and_refused_elsewhere(
         assert (code, found) == (2, {}), name
         assert "belongs to something else" in err
         assert message in err
+    asked = len(base.bodies)
+    assert ask(["diverge", base.url, other.url, "--corpus", second, "--out", tmp_path / "b", "--calibration", made], capsys)[0] == 2
+    assert len(base.bodies) == asked, "another corpus is refused before a server is asked"
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(made.read_text() + "\n")
+    code, _, err = ask([*ordinary, "--out", tmp_path / "a", "--calibration", elsewhere], capsys)
+    assert (code, "is another; name another --out" in err) == (2, True)
     made.write_text(made.read_text().replace('"typical": ', '"typical": 9'))
     code, _, err = ask([*ordinary, "--out", tmp_path / "a", "--calibration", made], capsys)
     assert code == 4

@@ -182,7 +182,6 @@ def test_several_floors_and_declared_backends_are_arms_each(corpus: Path, tmp_pa
     }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_bound_without_end_is_null_in_json() -> None:
     """All of A/A's flips lie in two sequences of 64, which one resample in eight does not draw."""
     kl, positions = np.full(64, 1e-3), np.full(64, 72.0)

@@ -14,7 +14,17 @@ from scipy import stats
 
 from mxfp4_validate.divergence import calibrate, limits
 from mxfp4_validate.divergence.limits import Limits
-from mxfp4_validate.divergence.rule import FAIL, GO_ON, UNDECIDED, build_floor, decide, nothing_but_nan, ratio_bounds, resamples
+from mxfp4_validate.divergence.rule import (
+    FAIL,
+    GO_ON,
+    UNDECIDED,
+    build_floor,
+    decide,
+    least_share,
+    nothing_but_nan,
+    ratio_bounds,
+    resamples,
+)
 from mxfp4_validate.divergence.statistic import Arm
 from mxfp4_validate.errors import InvalidRun, UsageError
 from tests.divergence_rig import Floats
@@ -89,17 +99,25 @@ def test_a_mean_three_times_the_floor_is_seen_in_sixteen_sequences() -> None:
 
 
 def test_an_intermittent_fault_is_seen_by_the_tail_and_not_by_the_mean() -> None:
-    """Five percent of 64 sequences at 60 times the KL: the mean's bootstrap may draw none of them, the tail rule needs one."""
-    rng, tail, mean = np.random.default_rng(8), 0, 0
+    """Five percent of 64 sequences at 60 times the KL: the tail rule needs three of them, and with one or two nothing goes on."""
+    rng, tail, mean, kept = np.random.default_rng(8), 0, 0, 0
     for candidate, floor in arms(300, 64, (1.0, 1.0), 4):
         hit = rng.random(64) < 0.05
         decision = decide(arm(np.where(hit, 60.0, 1.0) * candidate.kl, candidate.flips), [floor], FAST)
-        assert (decision.outcome == FAIL) == (bool(hit.any()) or decision.tail > 3)
+        kept += decision.outcome != GO_ON
+        assert decision.outcome != GO_ON or not hit.any()
         tail += any("FAIL-B" in reason for reason in decision.reasons)
         mean += any("FAIL-A" in reason for reason in decision.reasons)
-    chance = 1 - 0.95**64
-    assert tail >= stats.binom.ppf(0.001, 300, chance), f"{tail} of 300 seen by the tail rule, a sequence is hit in {chance:.3f}"
-    assert mean < 0.7 * tail, f"the mean saw {mean}, the tail {tail}: the tail rule would not be needed"
+    for seen, least in ((tail, 3), (kept, 1)):
+        chance = stats.binom.sf(least - 1, 64, 0.05)
+        assert seen >= stats.binom.ppf(0.001, 300, chance), f"{seen} of 300, {least} sequences are hit in {chance:.3f}"
+    assert mean < 0.7 * kept, f"the mean saw {mean}, the tail kept {kept} from going on: the tail rule would not be needed"
+
+
+@pytest.mark.parametrize(("n", "hits"), [(48, 1), (64, 3), (256, 3)])
+def test_the_share_that_would_have_been_met(n: int, hits: int) -> None:
+    assert stats.binom.sf(hits - 1, n, least_share(n, hits)) == pytest.approx(0.95)
+    assert (least_share(2, 3), least_share(n, 1)) == (1.0, pytest.approx(1 - 0.05 ** (1 / n)))
 
 
 def test_flips_alone_can_fail_a_candidate() -> None:
@@ -131,11 +149,12 @@ def test_undecided_names_the_positions_that_would_decide() -> None:
     assert decide(more[0], more[1:]).outcome == GO_ON
 
 
-def test_too_few_sequences_are_undecided_unless_one_stands_out() -> None:
+def test_too_few_sequences_are_undecided_unless_three_stand_out() -> None:
     kl = np.full(8, KL)
     decision = decide(arm(1.1 * kl), [arm(kl)])
     assert (decision.outcome, decision.kl, decision.more) == (UNDECIDED, None, 16 * POSITIONS)
-    assert decide(arm(np.append(kl[:7], 4 * KL)), [arm(kl)]).outcome == FAIL
+    assert decide(arm(np.append(kl[:6], [4 * KL] * 2)), [arm(kl)]).outcome == UNDECIDED
+    assert decide(arm(np.append(kl[:5], [4 * KL] * 3)), [arm(kl)]).outcome == FAIL
 
 
 def test_nan_is_a_failure_whatever_the_ratios_say() -> None:

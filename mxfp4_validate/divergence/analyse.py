@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.record import DivergenceStore, ScoreRow
@@ -22,6 +22,7 @@ class Result:
         decision: FAIL, UNDECIDED or GO ON; columns: llama.cpp's numbers of the candidate, floor_columns: those of the floor's arms together,
             which are the declared backends where the decision says so, else the A/A runs.
         worst: places of the sequences with the largest mean KL, the largest first; not_finite: places that ended in no number.
+        limits: what it was judged by.
     """
 
     decision: Decision
@@ -29,6 +30,7 @@ class Result:
     floor_columns: dict[str, float]
     worst: tuple[int, ...]
     not_finite: tuple[int, ...]
+    limits: Limits = field(default_factory=Limits)
 
 
 def arms_of(store: DivergenceStore, role: str) -> list[str]:
@@ -64,7 +66,7 @@ def analyse(store: DivergenceStore, candidate: str, limits: Limits | None = None
     places = [place for place, row in rows.items() if row.scores is not None]
     not_finite = tuple(place for place, row in rows.items() if row.scores is None)
     if not places:
-        return Result(nothing_but_nan(len(not_finite)), {}, {}, (), not_finite)
+        return Result(nothing_but_nan(len(not_finite)), {}, {}, (), not_finite, limits or Limits())
     mine = store.scores(baseline)
     found = against(store, mine, candidate, places)
     runs, declared = ([against(store, mine, name, places) for name in names] for names in (floors, others))
@@ -72,7 +74,7 @@ def analyse(store: DivergenceStore, candidate: str, limits: Limits | None = None
     decision = decide(me, [arm(run) for run in runs], limits, len(not_finite), [arm(run) for run in declared])
     worst = tuple(places[i] for i in me.kl.argsort()[::-1][:10])
     floor = declared if decision.declared else runs
-    return Result(decision, columns(found), columns([row for run in floor for row in run]), worst, not_finite)
+    return Result(decision, columns(found), columns([row for run in floor for row in run]), worst, not_finite, limits or Limits())
 
 
 def _check_arms(store: DivergenceStore, baseline: str, floors: Sequence[str], others: Sequence[str], candidate: str = "") -> None:

@@ -21,6 +21,8 @@ from mxfp4_validate.divergence.statistic import Arm
 from mxfp4_validate.errors import InvalidRun, UsageError
 
 FORMAT = "mxfp4-validate divergence calibration 2"
+#: Name of the copy that stands beside a record which was judged by it.
+BESIDE = "calibration.json"
 #: What differs between two boots of one configuration without meaning anything.
 VOLATILE = ("random_seed", "max_total_num_tokens")
 
@@ -89,7 +91,11 @@ def calibrate(runs: Sequence[Arm], identity: Mapping[str, str], corpus: str, wid
 
 
 def _raised(values: Sequence[Floats]) -> float:
-    return float(np.quantile(np.concatenate(values), table.CALIBRATION_QUANTILE.value))
+    """The quantile of resampled ratios; `UsageError` where the floor of a resample is nothing, so that a ratio to it says nothing."""
+    limit = float(np.quantile(np.concatenate(values), table.CALIBRATION_QUANTILE.value))
+    if not np.isfinite(limit):
+        raise UsageError("the A/A runs differ in so few sequences that resamples miss all of them; calibrate with a larger corpus")
+    return limit
 
 
 def _sides(runs: Sequence[Arm], legitimate: Sequence[Arm]) -> tuple[list[tuple[Arm, Floor]], bool]:
@@ -110,9 +116,11 @@ def _sides(runs: Sequence[Arm], legitimate: Sequence[Arm]) -> tuple[list[tuple[A
 def _ratios(run: Arm, floor: Floor, draws: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Ratios of mean KL, largest sequence mean, flips and typical KL [draws] of one run to a floor, on resampled sequences."""
     drawn = draws > 0
-    tail = np.where(drawn, run.kl, 0).max(1) / np.where(drawn, floor.peaks, 0).max(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.where(drawn, run.kl, 0).max(1) / np.where(drawn, floor.peaks, 0).max(1)
+        mean = draws @ run.kl / (draws @ floor.kl)
     usual = np.exp(draws @ (logs(run.kl) - floor.logs) / draws.sum(1))
-    return draws @ run.kl / (draws @ floor.kl), tail, draws @ run.flips / np.maximum(draws @ floor.flips, 1e-300), usual
+    return mean, tail, draws @ run.flips / np.maximum(draws @ floor.flips, 1e-300), usual
 
 
 def _drift(run: Arm, floor: Floor) -> float:
@@ -133,13 +141,18 @@ def save(calibration: Calibration, path: Path) -> None:
         raise UsageError(f"cannot write the calibration {path}: {error}") from error
 
 
-def load(path: Path, identity: Mapping[str, str], corpus: str, width: int) -> Calibration:
-    """A saved calibration; `UsageError` names what differs if it belongs to another server, corpus or number of positions a request."""
+def load(path: Path, identity: Mapping[str, str] | None, corpus: str, width: int) -> Calibration:
+    """A saved calibration; `UsageError` names what differs if it belongs to another server, corpus or number of positions a request.
+
+    `identity` None: before a server was asked, corpus and width alone.
+    """
     calibration = _read(path)
+    named = set() if identity is None else {*identity, *calibration.identity} - set(VOLATILE)
+    mine = identity or {}
     differs = [
-        f"{name} is {identity.get(name, 'unknown')!r}, was {calibration.identity.get(name, 'unknown')!r}"
-        for name in sorted({*identity, *calibration.identity} - set(VOLATILE))
-        if identity.get(name) != calibration.identity.get(name)
+        f"{name} is {mine.get(name, 'unknown')!r}, was {calibration.identity.get(name, 'unknown')!r}"
+        for name in sorted(named)
+        if mine.get(name) != calibration.identity.get(name)
     ]
     if calibration.corpus != corpus:
         differs.append(f"the corpus is {corpus[:12]}, was {calibration.corpus[:12]}")
@@ -148,6 +161,12 @@ def load(path: Path, identity: Mapping[str, str], corpus: str, width: int) -> Ca
     if differs:
         raise UsageError(f"the calibration {path} belongs to something else: {'; '.join(differs)}; calibrate this server")
     return calibration
+
+
+def limits_of(record: Path, identity: Mapping[str, str], corpus: str, width: int) -> Limits | None:
+    """The limits that a record is judged by: those of the calibration beside it, None for the rule's own."""
+    kept = record.with_name(BESIDE)
+    return load(kept, identity, corpus, width).limits() if kept.exists() else None
 
 
 def _read(path: Path) -> Calibration:

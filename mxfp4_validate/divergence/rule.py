@@ -14,7 +14,7 @@ from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.scores import Floats
 from mxfp4_validate.divergence.signed import Drift, Ratio, drift, floor_logs, typical
 from mxfp4_validate.divergence.statistic import Arm
-from mxfp4_validate.statistics.distributions import normal_quantile, t_quantile
+from mxfp4_validate.statistics.distributions import beta_quantile, normal_quantile, t_quantile
 
 FAIL, UNDECIDED, GO_ON = "FAIL", "UNDECIDED", "GO ON"
 
@@ -28,7 +28,7 @@ class Decision:
         kl, flips: the two ratios, None with too few sequences; tail: the largest sequence mean over the floor's largest.
         floor: the mean KL the ratio is taken to; assumed: whether that is `ASSUMED_FLOOR` because A/A was too quiet to be one.
         more: scored positions in all that would decide, None if it is decided or no number would.
-        seen_share: share of sequences that an intermittent fault must touch to be met in one of them with 95 % chance.
+        seen_share: share of sequences that an intermittent fault must touch to be met, with 95 % chance, in as many as keep it from going on.
         typical: the ratio of geometric means; drift: see `signed.drift`; None with too few sequences.
         declared: whether the floor is other accepted backends, because A/A was too quiet to be one.
         outstanding: sequences above `tail_factor` times the floor's largest.
@@ -136,7 +136,8 @@ def ratio_bounds(candidate: Floats, floor: Floats, limits: Limits) -> tuple[Floa
 def _stretched(estimate: Floats, bound: Floats, stretch: float) -> Floats:
     """The bound moved away from the estimate on the log scale; a bound of 0 stays."""
     safe = np.maximum(estimate, 1e-300)
-    return np.where(bound > 0, safe * (np.maximum(bound, 1e-300) / safe) ** stretch, 0.0)
+    with np.errstate(over="ignore"):  # a bound without end is one
+        return np.where(bound > 0, safe * (np.maximum(bound, 1e-300) / safe) ** stretch, 0.0)
 
 
 def decide(
@@ -157,7 +158,7 @@ def decide(
     if not reasons:
         reasons, more = _open_questions(candidate, seen, floor, limits)
         outcome = UNDECIDED if reasons else GO_ON
-    share = 1 - 0.05 ** (1 / candidate.kl.size)
+    share = least_share(candidate.kl.size, int(table.TAIL_COUNT.value) if floor.declared else 1)
     return Decision(
         outcome, tuple(reasons), seen.kl, seen.flips, seen.tail, float(floor.kl.mean()), floor.assumed, more, share,
         seen.typical, seen.drift, floor.declared, seen.outstanding,
@@ -187,10 +188,15 @@ def _measure(candidate: Arm, floor: Floor, limits: Limits) -> _Seen:
     return _Seen(kl, flips, typical(candidate.kl, floor.logs, limits.level), moved, tail, outstanding)
 
 
+def least_share(n: int, hits: int) -> float:
+    """The share of sequences such that at least `hits` of n drawn ones are of that kind with 95 % chance (the binomial's tail is a beta's)."""
+    return float(beta_quantile(0.95, hits, n - hits + 1)) if n >= hits else 1.0
+
+
 def nothing_but_nan(sequences: int) -> Decision:
     """The verdict on a candidate that gave no number for any sequence."""
     reason = f"NaN: all {sequences} sequences ended in something that is no number"
-    return Decision(FAIL, (reason,), None, None, float("nan"), float("nan"), False, None, 1 - 0.05 ** (1 / sequences))
+    return Decision(FAIL, (reason,), None, None, float("nan"), float("nan"), False, None, least_share(sequences, 1))
 
 
 def _failures(seen: _Seen, floor: Floor, limits: Limits, not_finite: int) -> list[str]:
@@ -199,7 +205,7 @@ def _failures(seen: _Seen, floor: Floor, limits: Limits, not_finite: int) -> lis
         found.append(f"NaN: {not_finite} sequences ended in something that is no number")
     if seen.kl and seen.kl.lower > limits.ratio:
         found.append(f"FAIL-A: mean KL {seen.kl.estimate:.3g} times {what}, at least {seen.kl.lower:.3g} > {limits.ratio:g}")
-    if seen.outstanding >= (table.TAIL_COUNT.value if floor.declared else 1):
+    if seen.outstanding >= (1 if floor.assumed else table.TAIL_COUNT.value):
         found.append(
             f"FAIL-B: {seen.outstanding} of the sequences, at most {seen.tail:.3g} times the largest mean KL of {what}, > {limits.tail_factor:g}"
         )
@@ -234,6 +240,12 @@ def _open_questions(candidate: Arm, seen: _Seen, floor: Floor, limits: Limits) -
     asked = [("typical KL", seen.typical, limits.typical)] if floor.declared else []
     asked += [] if floor.declared else [("mean KL", seen.kl, limits.ratio), ("argmax flips", seen.flips, limits.flip_ratio)]
     reasons, needed = [], 0.0
+    if seen.outstanding and not floor.declared:  # a fault in a few sequences, or a rounding that weighed on one
+        factor = f"at most {seen.tail:.3g} times the floor's largest mean KL, > {limits.tail_factor:g}"
+        reasons.append(
+            f"tail: {seen.outstanding} of {n} sequences, {factor}; {int(table.TAIL_COUNT.value)} would fail, look at these and score more"
+        )
+        needed = positions * (1 + table.TAIL_COUNT.value / seen.outstanding)
     for name, ratio, limit in asked:
         if ratio.upper > limit:
             reasons.append(f"{name}: between {ratio.lower:.3g} and {ratio.upper:.3g} times the floor, the limit is {limit:g}")

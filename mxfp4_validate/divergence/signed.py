@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import copysign, inf, sqrt
 
 import numpy as np
 
@@ -65,7 +65,8 @@ def drift(sums: Floats, positions: Floats, level: float) -> Drift:
     estimate = float(sums.sum() / total)
     error = sqrt(n / (n - 1) * float(((sums - estimate * positions) ** 2).sum())) / float(total)
     shows = t_quantile((1 + level) / 2, n - 1) * error
-    return Drift(estimate, estimate / error if error else 0.0, max(abs(estimate) - shows, 0.0), shows)
+    t = estimate / error if error else copysign(inf, estimate) if estimate else 0.0
+    return Drift(estimate, t, max(abs(estimate) - shows, 0.0), shows)
 
 
 def floor_logs(runs: Sequence[Floats]) -> Floats:

@@ -56,7 +56,7 @@ def divergence_view(record: DivergenceRecord, at: int) -> DivergenceView:
         SAID[record.outcome],
         found.decision.reasons if found else (record.refused,),
         _facts(record),
-        _statistics(found.decision, floor) if found and floor else (),
+        _statistics(found.decision, floor, found.limits) if found and floor else (),
         tuple(columns),
         "floor" if floor is None else "declared" if floor.declared else "A/A",
         _worst(record),
@@ -113,15 +113,14 @@ def _places(places: tuple[int, ...], most: int = 20) -> str:
     return ", ".join(map(str, places[:most])) + (f" and {len(places) - most} more" if len(places) > most else "")
 
 
-def _statistics(d: Decision, floor: Floor) -> tuple[tuple[str, str, str, str, str], ...]:
-    """The limits are the rule's own; a calibration is no part of a record."""
-    limits = Limits()
+def _statistics(d: Decision, floor: Floor, limits: Limits) -> tuple[tuple[str, str, str, str, str], ...]:
+    """Each statistic beside the limit that it was judged by, the rule's own or a calibration's."""
     rows = [
         _ratio("mean KL over the floor", d.kl, limits.ratio),
         _ratio("typical KL over the floor", d.typical, limits.typical),
         _ratio("argmax flips over the floor", d.flips, limits.flip_ratio),
     ]
-    count = int(table.TAIL_COUNT.value) if floor.declared else 1
+    count = 1 if floor.assumed else int(table.TAIL_COUNT.value)
     least = f"{count} sequences above" if count > 1 else "above"
     rows.append(("worst sequence over the floor's largest", _number(d.tail), "", "", f"{least} {limits.tail_factor:g}"))
     if d.drift is None:

@@ -20,7 +20,6 @@ from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.analyse import Result, analyse
 from mxfp4_validate.divergence.collect import Asking, begin_arm, cost, score_arm
 from mxfp4_validate.divergence.corpus import Corpus
-from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.divergence.rule import FAIL, UNDECIDED
 from mxfp4_validate.divergence.signed import Ratio
@@ -117,10 +116,12 @@ def diverge_verb(args: argparse.Namespace) -> int:
 def _diverge(args: argparse.Namespace, corpus: Corpus, path: Path, width: int, concurrency: int) -> Result:
     """One record: every arm scored as far as it is not yet, and the decision on the candidate."""
     arms = sound_arms_of(args.baseline, args.floor or [args.baseline], args.declared)
+    _keep_calibration(args.calibration, path, corpus, width)
     with opened(path, corpus, width, args.protocol) as store:
         announce(corpus, width, args.protocol)
         asyncio.run(score_arms(args, store, [*arms, ("candidate", "candidate", args.candidate)], concurrency))
-        return analyse(store, "candidate", _limits(args, store, corpus))
+        limits = calibrate.limits_of(path, store.arms()["baseline"].identity, corpus.sha256, store.width)
+        return analyse(store, "candidate", limits)
 
 
 def sound_arms_of(baseline: str, floors: Sequence[str], declared: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -159,10 +160,16 @@ async def score_arms(args: argparse.Namespace, store: DivergenceStore, arms: Seq
             await score_arm(client, store, name, identity, Asking(args.protocol, concurrency, order, args.deadline))
 
 
-def _limits(args: argparse.Namespace, store: DivergenceStore, corpus: Corpus) -> Limits | None:
-    if args.calibration is None:
-        return None
-    return calibrate.load(args.calibration, store.arms()["baseline"].identity, corpus.sha256, store.width).limits()
+def _keep_calibration(given: Path | None, record: Path, corpus: Corpus, width: int) -> None:
+    """A copy beside the record, for `report` and for going on. `UsageError` if it is of another corpus or width, before a server is asked."""
+    if given is None:
+        return
+    calibrate.load(given, None, corpus.sha256, width)
+    kept = record.with_name(calibrate.BESIDE)
+    if kept.exists() and kept.read_bytes() != given.read_bytes():
+        raise UsageError(f"{record} is judged by {kept}, --calibration {given} is another; name another --out")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(given.read_bytes())
 
 
 def client_of(url: str) -> ScoringClient:
@@ -217,6 +224,7 @@ def _plain(found: Result) -> dict[str, Any]:
         "floor_columns": found.floor_columns,
         "worst": list(found.worst),
         "not_finite": list(found.not_finite),
+        "limits": {name: getattr(found.limits, name) for name in ("ratio", "tail_factor", "flip_ratio", "typical", "drift")},
     }
     return {**numbers, "reasons": list(found.decision.reasons), **rest}
 

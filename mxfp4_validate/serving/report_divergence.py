@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4_validate.divergence.analyse import Result, against, analyse, arms_of
+from mxfp4_validate.divergence.calibrate import limits_of
 from mxfp4_validate.divergence.collect import AIME25_TOKENS, Asking, cost
 from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.divergence.rule import Floor, build_floor
@@ -46,7 +47,7 @@ def _one(store: DivergenceStore, source: Source, name: str) -> DivergenceRecord:
     about = (source, run_id, created, version, name, _corpus(store), _arms(store))
     try:
         _roles(store)
-        found = analyse(store, name)
+        found = analyse(store, name, limits_of(store.path, store.arms()["baseline"].identity, store.corpus.sha256, store.width))
     except (IncompleteRun, InvalidRun, UsageError) as error:
         return DivergenceRecord(*about, None, str(error), isinstance(error, IncompleteRun))
     floor, rows = _sequences(store, name, found)
