@@ -47,8 +47,12 @@ UNORDERED_BIT_EQUAL_SHARE = Tolerance(
 )
 #: A-priori bound, section by section of `reference.bound`: Lipschitz constant of g*sigmoid(alpha*g).
 SILU_LIPSCHITZ = Tolerance(1.1, "sup of the derivative is 1.0999, at alpha*g = 2.4")
-#: Kernel against float64: relative L2 that no correct W4A16 kernel exceeds.
-EXACT_RELATIVE_L2 = Tolerance(6e-3, "bf16 rounding after GEMM1, activation, GEMM2 and the sum; measured 3.3e-3 to 3.6e-3")
+#: Kernel against float64: relative L2 of a correct kernel with FlashInfer's four bf16 roundings; `exact_limit` gives another backend's.
+EXACT_RELATIVE_L2 = Tolerance(
+    6e-3,
+    "bf16 rounding after GEMM1, activation, GEMM2 and the sum, each about 1.7e-3 (4 * 1.7e-3^2 is 3.4e-3^2); measured 3.4e-3 to 4.1e-3, "
+    "and 5.9e-3 for the worst of 600 single rows of 64 and 256 outputs",
+)
 #: The tiny model with `reference` experts against transformers' own forward: a row's logits, RMS of the difference over their RMS.
 TINY_LOGITS_RMS = Tolerance(
     0.05, "other summation orders move single bf16 last places, and layers carry them on; measured 0.026 at most in 6,400 rows"

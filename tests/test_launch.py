@@ -163,6 +163,11 @@ def test_dies_in_the_middle(bench: Bench) -> None:
             assert "| the engine meets a fatal error" in server.poll()
 
 
+def test_ports_stay_below_those_of_outgoing_connections() -> None:
+    """A server binds seconds after its port was found free; a client's connection must not be able to take it meanwhile."""
+    assert all(20000 <= free_port() < 32768 for _ in range(200))
+
+
 def test_a_taken_port_is_refused_before_starting(bench: Bench) -> None:
     server = bench.server("ok")
     with contextlib.closing(socket.socket()) as other:

@@ -62,7 +62,7 @@ def _tp(ctx: Context, case: MoeCase, size: int) -> dict[str, object]:
         ranks.add(require_explained(out, expected, f"TP rank {rank} of {size}", share=0.0))
         partials.append(out)
     exact = exact_moe(weights, inputs, activation, model.e8m0)
-    return ranks.metrics(f"TP={size}") | require_close_to_exact(combine(partials), exact, f"sum over TP={size}")
+    return ranks.metrics(f"TP={size}") | require_close_to_exact(combine(partials), exact, f"sum over TP={size}", model)
 
 
 def tp2(ctx: Context, case: MoeCase) -> dict[str, object]:
@@ -108,7 +108,11 @@ def _ep(ctx: Context, case: MoeCase, size: int) -> dict[str, object]:
         partials.append(out)
     exact = exact_moe(weights, inputs, activation, model.e8m0)
     skipped = int(((inputs.topk_ids < 0) | (inputs.topk_ids >= weights.num_experts)).sum())
-    return ranks.metrics(f"EP={size}") | {"ignored_ids": skipped} | require_close_to_exact(combine(partials), exact, f"sum over EP={size}")
+    return (
+        ranks.metrics(f"EP={size}")
+        | {"ignored_ids": skipped}
+        | require_close_to_exact(combine(partials), exact, f"sum over EP={size}", model)
+    )
 
 
 def ep2(ctx: Context, case: MoeCase) -> dict[str, object]:

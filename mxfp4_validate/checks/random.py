@@ -27,7 +27,7 @@ def twin(ctx: Context, case: MoeCase) -> dict[str, object]:
     metrics |= tile_errors(out, expected.value)
     if case.num_tokens <= EXACT_TOKENS:
         exact = exact_moe(weights, inputs, activation, model.e8m0)
-        metrics |= require_close_to_exact(out, exact, f"{case.case_id} against float64")
+        metrics |= require_close_to_exact(out, exact, f"{case.case_id} against float64", model)
     return metrics
 
 

@@ -55,6 +55,6 @@ def routed_scale(ctx: Context, case: MoeCase) -> dict[str, object]:
         ends = (combine_shared(shared, end, factor, mode, torch.bfloat16) for end in (twin.value, twin.lower, twin.upper))
         what = f"{case.case_id}, factor {factor} {mode}"
         found = require_explained(out, Twin(*ends), what, share=least_equal(model))
-        found |= require_close_to_exact(out, exact, f"{what}, against float64")
+        found |= require_close_to_exact(out, exact, f"{what}, against float64", model)
         metrics |= {f"{mode}_{name}": found[name] for name in ("bit_equal", "unexplained", "exact_relative_l2")}
     return metrics

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mxfp4_validate.comparison.bits import describe_first, differs, where
 from mxfp4_validate.errors import CheckFailed
-from mxfp4_validate.reference.rounding import RoundingModel
+from mxfp4_validate.reference.rounding import SM90_CUTLASS, RoundingModel
 from mxfp4_validate.reference.twin import Twin
 from mxfp4_validate.tolerances import BIT_EQUAL_SHARE, EXACT_RELATIVE_L2, SHARE_TOKENS, UNORDERED_BIT_EQUAL_SHARE
 
@@ -107,13 +107,24 @@ def tile_errors(candidate: Tensor, expected: Tensor) -> dict[str, object]:
     return result
 
 
-def require_close_to_exact(candidate: Tensor, exact: Tensor, what: str) -> dict[str, object]:
-    """The coarse guard that shares no rounding model: relative L2 against float64, whole and by row."""
+def exact_limit(model: RoundingModel) -> float:
+    """Relative L2 to float64 that no correct kernel of this model exceeds.
+
+    Independent roundings add up in squares, so the limit for FlashInfer's four grows with the root of their number: Marlin's nine (measured
+    4.2e-3 to 4.9e-3 on an H200, 7.6e-3 the worst of 600 single rows of its twin) 9e-3, triton_kernels' three (2.8e-3 to 3.4e-3) 5.2e-3.
+    """
+    return float(EXACT_RELATIVE_L2.value * (model.bf16_roundings / SM90_CUTLASS.bf16_roundings) ** 0.5)
+
+
+def require_close_to_exact(candidate: Tensor, exact: Tensor, what: str, model: RoundingModel) -> dict[str, object]:
+    """The coarse guard: relative L2 against float64, whole and by row. Of the rounding model it takes only how often it rounds."""
+    limit = exact_limit(model)
     total = float((candidate.double() - exact).norm() / exact.norm().clamp(min=1e-300))
     worst = float(_row_error(candidate, exact).nan_to_num(nan=torch.inf).max()) if exact.norm() else 0.0
-    metrics: dict[str, object] = {"exact_relative_l2": total, "exact_worst_row": worst}
-    if not total <= EXACT_RELATIVE_L2.value:
+    metrics: dict[str, object] = {"exact_relative_l2": total, "exact_limit": limit, "exact_worst_row": worst}
+    if not total <= limit:
         raise CheckFailed(
-            f"{what}: relative L2 to float64 is {total:.3e}, limit {EXACT_RELATIVE_L2.value}: {EXACT_RELATIVE_L2.reason}", metrics
+            f"{what}: relative L2 to float64 is {total:.3e}, limit {limit:.1e} for {model.name}'s {model.bf16_roundings} roundings to bf16",
+            metrics,
         )
     return metrics

@@ -175,8 +175,9 @@ def require_free(host: str, port: int, name: str) -> None:
             raise UsageError(f"port {port} of server {name} cannot be used on {host}: {error.strerror}; choose another port") from error
 
 
-#: Ports given to servers: sglang opens more at port + 10000, so a port of the system's choice (up to 60999) can put those past 65535.
-PORTS = range(20000, 50000)
+#: Ports given to servers. sglang opens more at port + 10000, so one near 60999 would put those past 65535; and from 32768 up Linux takes ports for
+#: outgoing connections, so that one found free may be taken by the time the server has loaded (seen once in CI).
+PORTS = range(20000, 32768)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

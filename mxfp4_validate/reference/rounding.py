@@ -54,6 +54,12 @@ class RoundingModel:
     repeatable: bool = True
     e8m0: e8m0.Meaning = e8m0.EXPONENT_FIELD
 
+    @property
+    def bf16_roundings(self) -> int:
+        """At how many points a value is rounded to bf16 on its way, at most: the activation's result, the sum, and what is declared."""
+        points = (self.h_bf16, self.bias1_bf16, self.silu_bf16, self.y_bf16, self.bias2_bf16, self.weight_bf16, self.slot_bf16)
+        return 2 + sum(points) + 4 * self.steps_bf16
+
 
 SM90_CUTLASS = RoundingModel("sm90-cutlass", fast_exp=True)
 MARLIN = RoundingModel(

@@ -129,8 +129,8 @@ def _over_bits(result: Result) -> float | None:
 
 
 def _over_exact(result: Result) -> float | None:
-    error = _metric(result, "exact_relative_l2")
-    return None if not result.check.endswith("twin") or error is None else error / EXACT_RELATIVE_L2.value
+    error, limit = _metric(result, "exact_relative_l2"), _metric(result, "exact_limit") or EXACT_RELATIVE_L2.value
+    return None if not result.check.endswith("twin") or error is None else error / limit
 
 
 def _maps(record: KernelRecord, backend: str) -> list[HeatMap]:
@@ -145,7 +145,8 @@ def _maps(record: KernelRecord, backend: str) -> list[HeatMap]:
         (
             "distance from float64, over its budget",
             _over_exact,
-            f"relative L2 over {EXACT_RELATIVE_L2.value:g}, which no correct W4A16 kernel exceeds; measured up to 129 tokens.",
+            f"relative L2 over {EXACT_RELATIVE_L2.value:g} for four roundings to bf16 and in proportion to the root of their number for more: "
+            "no correct W4A16 kernel exceeds it; measured up to 129 tokens.",
         ),
     )
     found = [_map(title, mine, backend, ratio, reading) for title, ratio, reading in kinds]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends.registry import resolve
-from mxfp4_validate.comparison.explained import compare
+from mxfp4_validate.comparison.explained import compare, exact_limit
 from mxfp4_validate.formats.moe_weights import MoeInputs
 from mxfp4_validate.reference.exact import exact_moe
 from mxfp4_validate.reference.rounding import RoundingModel
@@ -96,9 +96,8 @@ def _judge(checkpoint: Checkpoint, layer: int, given: _Call, candidate: TinyMode
     out, usual = (call.out.reshape(exact.shape).cpu() for call in (got[0], given))
     relative, floor = (float((t.double() - exact).norm() / exact.norm()) for t in (out, usual))
     found = None if model is None else compare(out, twin_moe(weights, theirs, activation, model))
-    wrong = (
-        "routing" if apart else "twin" if found is not None and found.unexplained else "exact" if relative > EXACT_RELATIVE_L2.value else ""
-    )
+    limit = EXACT_RELATIVE_L2.value if model is None else exact_limit(model)
+    wrong = "routing" if apart else "twin" if found is not None and found.unexplained else "exact" if relative > limit else ""
     equal, unexplained = (1.0, 0) if found is None else (found.bit_equal, found.unexplained)
     return LayerFinding(layer, len(exact), apart, equal, unexplained, relative, floor, wrong)
 
