@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends import marlin as marlin_backend
+from mxfp4_validate.backends import marlin_gemm as marlin_gemm_backend
 from mxfp4_validate.backends import sglang_layers, sglang_marlin
 from mxfp4_validate.backends.base import Available
 from mxfp4_validate.backends.emulate import Stages, emulate_sm90, emulated_kernel
@@ -198,6 +199,14 @@ def _unpermuted_scales(scale: Tensor, K: int, N: int) -> Tensor:
     return flat.view(K // 32, N).t().contiguous()
 
 
+def _unpermuted_bias(bias: Tensor) -> Tensor:
+    """One expert's bias [N] as the kernel reads it, through the inverse of sglang's own permutation of an index."""
+    moved = importlib.import_module(f"{_Q}.marlin_utils").marlin_permute_bias(torch.arange(bias.numel()))
+    flat = torch.empty_like(bias)
+    flat[moved] = bias
+    return flat
+
+
 def moe_wna16_marlin_gemm(
     a: Tensor,
     c: Tensor,
@@ -223,8 +232,7 @@ def moe_wna16_marlin_gemm(
     size_k: int,
     **rest: Any,
 ) -> Tensor:
-    """Row r of c is expert's weights times row r // top_k of a, rounded to bf16, then times the bf16 routing weight where asked."""
-    assert bias is None, "0.5.12's kernel is called without biases"
+    """Row r of c is expert's weights times row r // top_k of a, rounded to bf16, plus the bf16 bias, then times the bf16 routing weight where asked."""
     for place, expert in enumerate(expert_ids.tolist()):
         pairs = sorted_token_ids[place * moe_block_size : (place + 1) * moe_block_size].long()
         pairs = pairs[pairs < size_m * top_k]
@@ -233,6 +241,8 @@ def moe_wna16_marlin_gemm(
         packed = b[expert].view(size_k // 8, size_n).t().contiguous().view(torch.uint8)
         scale = _unpermuted_scales(scales[expert], size_k, size_n)
         rows = round_bf16(folded(a[pairs // top_k], packed, scale, MARLIN).value)
+        if bias is not None:
+            rows = round_bf16(rows + _unpermuted_bias(bias[expert]).double())
         if mul_topk_weights:
             rows = round_bf16(rows * round_bf16(topk_weights.flatten()[pairs]).unsqueeze(1))
         c.view(-1, size_n)[pairs] = rows.bfloat16()
@@ -333,5 +343,9 @@ def marlin() -> Any:
     return _on_cpu(marlin_backend.Marlin())
 
 
-for factory in (gpt_oss_sm90, dsv4_sm90, gpt_oss_marlin, marlin):
+def marlin_gemm() -> Any:
+    return _on_cpu(marlin_gemm_backend.MarlinGemm())
+
+
+for factory in (gpt_oss_sm90, dsv4_sm90, gpt_oss_marlin, marlin, marlin_gemm):
     factory.device = "cpu"  # type: ignore[attr-defined]

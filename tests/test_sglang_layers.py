@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from mxfp4_validate.backends.base import Available, Unavailable
+from mxfp4_validate.backends.marlin import Marlin
+from mxfp4_validate.backends.marlin_gemm import MarlinGemm
 from mxfp4_validate.errors import UsageError
 from mxfp4_validate.records.store import Store
 from mxfp4_validate.tolerances import UNORDERED_BIT_EQUAL_SHARE
@@ -64,6 +67,28 @@ def test_the_classes_a_server_runs(tmp_path: Path, backend: str, case: str, leas
     equal = [r.metrics["bit_equal"] for r in results if "bit_equal" in r.metrics and r.outcome == "passed"]
     assert equal
     assert min(equal) >= least.get("bit_equal", 1.0)
+
+
+def test_the_marlin_kernel_with_biases(tmp_path: Path) -> None:
+    """`marlin-gemm`: sglang's own function with biases and GPT-OSS's activation supplied gives the twin's bits, under TP and EP too."""
+    status, text, results = kernel(tmp_path, "sglang_rig:marlin_gemm", "--case=gpt-oss-mini/m7*,gpt-oss-mini/m9*,gpt-oss-mini/m17/*")
+    assert status == 0, text
+    least = {"probe": 12, "random": 3, "determinism": 2, "metamorphic": 6, "parallel": 7, "poison": 1}
+    assert {r.outcome for r in results} == {"passed"}, text
+    passed = Counter(r.family for r in results)
+    assert all(passed[family] >= count for family, count in least.items()), passed
+    assert {r.metrics["bit_equal"] for r in results if "bit_equal" in r.metrics} == {1.0}
+
+
+def test_marlin_gemm_stands_back_where_marlin_takes_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    has: set[str] = {"w1_bias", "gemm1_alpha"}
+    monkeypatch.setattr(Marlin, "availability", lambda self: Available({"sglang": "0.5.23"}))
+    monkeypatch.setattr(Marlin, "parameters", property(lambda self: frozenset(has)))
+    found = MarlinGemm().availability()
+    assert isinstance(found, Unavailable)
+    assert "use the backend marlin" in found.reason
+    has.clear()
+    assert isinstance(MarlinGemm().availability(), Available)
 
 
 def test_gpt_oss_on_marlin_fails_and_is_waived(tmp_path: Path) -> None:

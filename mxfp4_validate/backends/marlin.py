@@ -23,7 +23,7 @@ from mxfp4_validate.layouts.rows import pad_layer, pad_x
 from mxfp4_validate.reference.rounding import MARLIN, RoundingModel
 
 INSTALL = "pip install 'sglang>=0.5.12' sglang-kernel"
-_KERNEL = "sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe"
+KERNEL = "sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe"
 _PREPARE = "sglang.srt.layers.quantization.marlin_utils_fp4"
 
 
@@ -34,6 +34,10 @@ class MarlinWeights:
     layer: torch.nn.Module
     num_experts: int
     biased: bool
+
+    def bias(self, name: str) -> Tensor | None:
+        """w13's or w2's, permuted as the kernel reads it; some cases have one of the two."""
+        return getattr(self.layer, f"{name}_weight_bias", None)
 
 
 class Marlin:
@@ -49,9 +53,14 @@ class Marlin:
     def parameters(self) -> frozenset[str]:
         """Names of `fused_marlin_moe`'s parameters in the installed sglang."""
         if self._parameters is None:
-            function = import_module(_KERNEL).fused_marlin_moe
+            function = import_module(KERNEL).fused_marlin_moe
             self._parameters = frozenset(inspect.signature(getattr(function, "op_func", function)).parameters)
         return self._parameters
+
+    @property
+    def takes_biases(self) -> bool:
+        """Whether the interface is that of sgl-project/sglang#28231 (0.5.23), GPT-OSS's biases and alpha included."""
+        return {"w1_bias", "gemm1_alpha"} <= self.parameters
 
     def availability(self) -> Available | Unavailable:
         if not torch.cuda.is_available():
@@ -63,11 +72,11 @@ class Marlin:
             return Unavailable(f"sglang is not installed; {INSTALL}")
         version = metadata.version("sglang")
         try:
-            has = self.parameters
+            _ = self.parameters
             import_module(_PREPARE).prepare_moe_mxfp4_layer_for_marlin  # noqa: B018 - only looked up
         except Exception as error:  # sglang imports half an engine: anything may be missing
             return Unavailable(f"sglang {version} has no usable MXFP4 Marlin ({type(error).__name__}: {error}); {INSTALL}")
-        interface = "biases, alpha and limit" if {"w1_bias", "gemm1_alpha"} <= has else "limit only: no biases, no alpha (before #28231)"
+        interface = "biases, alpha and limit" if self.takes_biases else "limit only: no biases, no alpha (before #28231)"
         return Available({"sglang": version, "interface": interface, "gpu": torch.cuda.get_device_name()})
 
     def rounding(self, tactic: Tactic = DEFAULT_TACTIC) -> RoundingModel:
@@ -80,8 +89,7 @@ class Marlin:
     def prepare(self, weights: MoeWeights) -> MarlinWeights:
         """Rows [gate; up], H and I padded to 128, then sglang's repack. `NotSupported` for biases that the interface would drop."""
         biased = weights.w13_bias is not None or weights.w2_bias is not None
-        if biased and "w1_bias" not in self.parameters:
-            raise NotSupported("fused_marlin_moe of this sglang takes no biases (it does since sgl-project/sglang#28231)")
+        self._require(biased)
         w = pad_layer(weights.to(self.device))
         layer = torch.nn.Module()
         layer.orig_dtype = torch.bfloat16  # type: ignore[assignment]
@@ -92,6 +100,10 @@ class Marlin:
             layer.register_parameter(field, torch.nn.Parameter(tensor.contiguous(), requires_grad=False))
         import_module(_PREPARE).prepare_moe_mxfp4_layer_for_marlin(layer)
         return MarlinWeights(layer, w.num_experts, biased)
+
+    def _require(self, biased: bool) -> None:
+        if biased and "w1_bias" not in self.parameters:
+            raise NotSupported("fused_marlin_moe of this sglang takes no biases (it does since sgl-project/sglang#28231)")
 
     def run(
         self,
@@ -122,7 +134,7 @@ class Marlin:
             constants["w2_bias"] = None  # an engine zeroes it on every rank but the first
         x = pad_x(inputs.x).contiguous()
         ids, expert_map = _local(inputs.topk_ids, prepared.num_experts, parallel)
-        layer, kernel = prepared.layer, import_module(_KERNEL).fused_marlin_moe
+        layer, kernel = prepared.layer, import_module(KERNEL).fused_marlin_moe
         logits = torch.empty(x.shape[0], 1, device=x.device)  # only its first dimension is read
         return lambda: kernel(
             x,
@@ -143,7 +155,7 @@ class Marlin:
 
     def _constants(self, activation: Activation, prepared: MarlinWeights) -> dict[str, Any]:
         """What newer interfaces take beside the clamp; `NotSupported` for an activation that the installed one cannot compute."""
-        biases = {"w1_bias": prepared.layer.w13_weight_bias, "w2_bias": prepared.layer.w2_weight_bias} if prepared.biased else {}
+        biases = {"w1_bias": prepared.bias("w13"), "w2_bias": prepared.bias("w2")} if prepared.biased else {}
         if (activation.alpha, activation.beta) == (1.0, 0.0):
             return biases
         if "gemm1_alpha" in self.parameters and activation.beta == 1.0:

@@ -26,6 +26,9 @@ _HERE = "mxfp4_validate.backends"
 BACKENDS: dict[str, Entry] = {
     "sm90-cutlass": Entry(f"{_HERE}.sm90_cutlass:Sm90Cutlass", "cuda", "FlashInfer's SM90 cutlass MoE, the candidate; needs a Hopper GPU"),
     "marlin": Entry(f"{_HERE}.marlin:Marlin", "cuda", "sglang's Marlin MoE, the baseline; needs sglang and a Hopper GPU"),
+    "marlin-gemm": Entry(
+        f"{_HERE}.marlin_gemm:MarlinGemm", "cuda", "sglang's Marlin kernel on GPT-OSS where `marlin` cannot take biases and alpha"
+    ),
     "triton-kernels": Entry(f"{_HERE}.triton_kernels:TritonKernels", "cuda", "triton_kernels' matmul_ogs as sglang calls it for GPT-OSS"),
     "sglang:gpt-oss-sm90": Entry(
         f"{_HERE}.sglang_layers:GptOssSm90", "cuda", "the class an sglang server runs GPT-OSS with on SM90 cutlass"
