@@ -24,6 +24,7 @@ from mxfp4_validate.reporting.gates import judge
 from mxfp4_validate.serving.comparison import CompareOptions
 from mxfp4_validate.serving.report import gather
 from tests.bench_rig import make_bench
+from tests.report_divergence_rig import SOUND, make_record
 from tests.report_rig import make_eval, make_kernel, twin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def required(found: str | None, what: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with everything in it: a failing kernel, a failing pair, hostile answers, history, a fault matrix, a bench."""
+    """A report with everything in it: a failing kernel, a failing pair, hostile answers, history, a fault matrix, a bench, tokens that diverge."""
     tmp = tmp_path_factory.mktemp("page")
     cases = [twin(f"gpt-oss-20b/m{m}/random/s0", m % 3) for m in (1, 2, 16, 17, 64, 65, 129)]
     cases += [twin("dsv4-flash/m65/random/s0", 900, 4, "failed", "first mismatch at row 3, column 17: candidate 0x3f80, twin 0x3f81")]
@@ -50,7 +51,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     matrix = {"backend": "emulate:sm90-cutlass", "checks": ["twin"], "faults": {"F1-x": {"what": "a fault", "caught_by": ["twin"]}}}
     (tmp / "faults.json").write_text(json.dumps(matrix))
-    inputs = gather([*kernels, *pair, make_bench(tmp / "bench.sqlite")], CompareOptions(), tmp / "faults.json")
+    tokens = make_record(tmp / "tokens" / "divergence.sqlite", {**SOUND, "candidate": ("candidate", 0.4)})
+    inputs = gather([*kernels, *pair, make_bench(tmp / "bench.sqlite"), tokens], CompareOptions(), tmp / "faults.json")
     out = tmp / "report.html"
     out.write_text(html.render(inputs, judge(inputs)), encoding="utf-8")
     return out

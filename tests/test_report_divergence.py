@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import pytest
 
 from mxfp4_validate import cli
 from mxfp4_validate.divergence.collect import AIME25_TOKENS
-from mxfp4_validate.divergence.corpus import Corpus, build
-from mxfp4_validate.divergence.record import ArmRow, DivergenceStore, ScoreRow
+from mxfp4_validate.divergence.record import ArmRow, DivergenceStore
 from mxfp4_validate.reporting import html, junit, markdown, plain
 from mxfp4_validate.reporting.context_view import commands, ladder, not_tested
 from mxfp4_validate.reporting.gates import Judgement, judge
@@ -25,46 +23,11 @@ from mxfp4_validate.reporting.inputs import Inputs, StageRow
 from mxfp4_validate.serving.comparison import CompareOptions
 from mxfp4_validate.serving.report import gather
 from mxfp4_validate.serving.report_divergence import expand
-from tests.divergence_rig import scores_of, toy_logprobs
+from tests.report_divergence_rig import QUIET, SOUND, Arms, make_record
 from tests.report_rig import make_eval, make_kernel, twin
 from tests.test_report_hostile import PAYLOADS
 
 NAMES = {"h": "http://www.w3.org/1999/xhtml", "s": "http://www.w3.org/2000/svg"}
-QUIET = 0.05
-Arms = Mapping[str, tuple[str, float]]  # name -> (role, noise)
-SOUND: Arms = {"baseline": ("baseline", QUIET), "floor1": ("floor", QUIET), "candidate": ("candidate", QUIET)}
-
-
-def corpus(count: int) -> Corpus:
-    rng = np.random.default_rng(0)
-    return build([([int(t) for t in rng.integers(0, 50, 20)], 4) for _ in range(count)], "toy")
-
-
-def make_record(
-    path: Path,
-    arms: Arms = SOUND,
-    count: int = 48,
-    identity: Callable[[str], Mapping[str, str]] = lambda name: {},
-    drop: Mapping[str, int] | None = None,
-    nan: Mapping[str, set[int]] | None = None,
-    width: int = 8,
-    settings: Mapping[str, Any] | None = None,
-) -> Path:
-    """A record in `path`: each arm the toy model with its noise; `drop` sequences are left out at its end, `nan` places are no number."""
-    made = corpus(count)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with DivergenceStore.create(path, made, 20, width, {"protocol": "sglang"} if settings is None else settings) as store:
-        for seed, (name, (role, noise)) in enumerate(arms.items()):
-            about = {"model": "toy", "moe_backend": "marlin", **identity(name)}
-            store.add_arm(ArmRow(name, role, f"boot-{name}", "http://secret-host:30000", about))
-            for place in range(count - (drop or {}).get(name, 0)):
-                if place in (nan or {}).get(name, set()):
-                    store.add(name, ScoreRow(place, None, "NaN at position 3", 20))
-                    continue
-                sequence = made.sequences[place]
-                rows = toy_logprobs(sequence.tokens, noise, seed + 1)[sequence.start :]
-                store.add(name, ScoreRow(place, scores_of(rows, sequence.targets, 20), "", 20))
-    return path
 
 
 def judged(*paths: Path) -> tuple[Inputs, Judgement]:
