@@ -18,6 +18,7 @@ from mxfp4_validate.divergence.collect import AIME25_TOKENS
 from mxfp4_validate.divergence.record import ArmRow, DivergenceStore
 from mxfp4_validate.reporting import html, junit, markdown, plain
 from mxfp4_validate.reporting.context_view import commands, ladder, not_tested
+from mxfp4_validate.reporting.divergence_view import divergence_view
 from mxfp4_validate.reporting.gates import Judgement, judge
 from mxfp4_validate.reporting.inputs import Inputs, StageRow
 from mxfp4_validate.serving.comparison import CompareOptions
@@ -156,6 +157,17 @@ def test_the_plot_has_every_sequence_in_its_place(failing: Path) -> None:
     named = ["".join(t.itertext()) for t in plot.findall("s:g/s:title", NAMES)]
     assert len(named) == 10
     assert named[0].startswith(f"sequence {inputs.divergences[0].found.worst[0]}:") if inputs.divergences[0].found else False
+
+
+def test_the_line_of_the_plot_is_where_it_was_judged(failing: Path) -> None:
+    """A calibration's tail factor, not the rule's own."""
+    (record,) = judged(failing)[0].divergences
+    assert record.found
+    calibrated = replace(record, found=replace(record.found, limits=replace(record.found.limits, tail_factor=7.5)))
+    usual, moved = (divergence_view(r, 0).plot for r in (record, calibrated))
+    assert usual
+    assert moved
+    assert (usual.limit_text, moved.limit_text) == ("3 times the floor's largest", "7.5 times the floor's largest")
 
 
 def test_an_incomplete_record_says_what_it_lacks(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ class MarlinWeights:
     num_experts: int
     biased: bool
 
-    def bias(self, name: str) -> Tensor | None:
-        """w13's or w2's, permuted as the kernel reads it; some cases have one of the two."""
-        return getattr(self.layer, f"{name}_weight_bias", None)
+    def biases(self, parallel: Parallel) -> tuple[Tensor | None, Tensor | None]:
+        """w13's and w2's, permuted as the kernel reads them; some cases have one of the two. An engine zeroes w2's on every rank but the first."""
+        w13, w2 = (getattr(self.layer, f"{name}_weight_bias", None) for name in ("w13", "w2"))
+        return w13, None if parallel.tp_rank else w2
 
 
 class Marlin:
@@ -72,11 +73,10 @@ class Marlin:
             return Unavailable(f"sglang is not installed; {INSTALL}")
         version = metadata.version("sglang")
         try:
-            _ = self.parameters
+            interface = "biases, alpha and limit" if self.takes_biases else "limit only: no biases, no alpha (before #28231)"
             import_module(_PREPARE).prepare_moe_mxfp4_layer_for_marlin  # noqa: B018 - only looked up
         except Exception as error:  # sglang imports half an engine: anything may be missing
             return Unavailable(f"sglang {version} has no usable MXFP4 Marlin ({type(error).__name__}: {error}); {INSTALL}")
-        interface = "biases, alpha and limit" if self.takes_biases else "limit only: no biases, no alpha (before #28231)"
         return Available({"sglang": version, "interface": interface, "gpu": torch.cuda.get_device_name()})
 
     def rounding(self, tactic: Tactic = DEFAULT_TACTIC) -> RoundingModel:
@@ -129,9 +129,7 @@ class Marlin:
         parallel: Parallel = SINGLE,
     ) -> Callable[[], Tensor]:
         """The call a server makes, arguments ready: [M, Hp] bfloat16, Hp the padded hidden size."""
-        constants = self._constants(activation, prepared)
-        if prepared.biased and parallel.tp_rank and "w2_bias" in constants:
-            constants["w2_bias"] = None  # an engine zeroes it on every rank but the first
+        constants = self._constants(activation, prepared, parallel)
         x = pad_x(inputs.x).contiguous()
         ids, expert_map = _local(inputs.topk_ids, prepared.num_experts, parallel)
         layer, kernel = prepared.layer, import_module(KERNEL).fused_marlin_moe
@@ -153,9 +151,9 @@ class Marlin:
             **constants,
         )
 
-    def _constants(self, activation: Activation, prepared: MarlinWeights) -> dict[str, Any]:
+    def _constants(self, activation: Activation, prepared: MarlinWeights, parallel: Parallel) -> dict[str, Any]:
         """What newer interfaces take beside the clamp; `NotSupported` for an activation that the installed one cannot compute."""
-        biases = {"w1_bias": prepared.bias("w13"), "w2_bias": prepared.bias("w2")} if prepared.biased else {}
+        biases = dict(zip(("w1_bias", "w2_bias"), prepared.biases(parallel), strict=True)) if prepared.biased else {}
         if (activation.alpha, activation.beta) == (1.0, 0.0):
             return biases
         if "gemm1_alpha" in self.parameters and activation.beta == 1.0:

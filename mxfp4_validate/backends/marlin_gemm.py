@@ -35,7 +35,7 @@ class MarlinGemm(Marlin):
     def _require(self, biased: bool) -> None:
         """Nothing is missing: the GEMMs are given the biases."""
 
-    def _constants(self, activation: Activation, prepared: MarlinWeights) -> dict[str, Any]:
+    def _constants(self, activation: Activation, prepared: MarlinWeights, parallel: Parallel) -> dict[str, Any]:
         return {}
 
     def timed(
@@ -52,8 +52,7 @@ class MarlinGemm(Marlin):
         call = super().timed(prepared, inputs, activation, tactic=tactic, parallel=parallel)
         supplied: dict[str, Any] = {}
         if prepared.biased:
-            w13, w2 = prepared.bias("w13"), None if parallel.tp_rank else prepared.bias("w2")
-            supplied["moe_wna16_marlin_gemm"] = _with_biases(module.moe_wna16_marlin_gemm, w13, w2)
+            supplied["moe_wna16_marlin_gemm"] = _with_biases(module.moe_wna16_marlin_gemm, *prepared.biases(parallel))
         if (activation.alpha, activation.beta) != (1.0, 0.0):
             supplied["swiglu_limit_func"] = lambda out, h, limit: out.copy_(_swiglu(h, activation))
             supplied["silu_and_mul"] = lambda h, out: out.copy_(_swiglu(h, activation))

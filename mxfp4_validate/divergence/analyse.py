@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
 
 from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.record import DivergenceStore, ScoreRow
-from mxfp4_validate.divergence.rule import Decision, decide, nothing_but_nan
+from mxfp4_validate.divergence.rule import Decision, Floor, build_floor, decide, nothing_but_nan
 from mxfp4_validate.divergence.scores import same_texts
 from mxfp4_validate.divergence.statistic import Arm, Compared, arm, columns, compare
 from mxfp4_validate.endpoint.identity import CRITICAL
@@ -22,7 +24,8 @@ class Result:
         decision: FAIL, UNDECIDED or GO ON; columns: llama.cpp's numbers of the candidate, floor_columns: those of the floor's arms together,
             which are the declared backends where the decision says so, else the A/A runs.
         worst: places of the sequences with the largest mean KL, the largest first; not_finite: places that ended in no number.
-        limits: what it was judged by.
+        limits: what it was judged by; floor: what it was held against, None if no sequence gave numbers.
+        places, arm: the sequences that gave numbers, and the candidate's statistics of each.
     """
 
     decision: Decision
@@ -31,6 +34,9 @@ class Result:
     worst: tuple[int, ...]
     not_finite: tuple[int, ...]
     limits: Limits = field(default_factory=Limits)
+    places: tuple[int, ...] = ()
+    arm: Arm | None = None
+    floor: Floor | None = None
 
 
 def arms_of(store: DivergenceStore, role: str) -> list[str]:
@@ -70,11 +76,20 @@ def analyse(store: DivergenceStore, candidate: str, limits: Limits | None = None
     mine = store.scores(baseline)
     found = against(store, mine, candidate, places)
     runs, declared = ([against(store, mine, name, places) for name in names] for names in (floors, others))
-    me: Arm = arm(found)
-    decision = decide(me, [arm(run) for run in runs], limits, len(not_finite), [arm(run) for run in declared])
+    me, arms = arm(found), ([arm(run) for run in runs], [arm(run) for run in declared])
+    decision, floor = decide(me, arms[0], limits, len(not_finite), arms[1]), build_floor(*arms)
     worst = tuple(places[i] for i in me.kl.argsort()[::-1][:10])
-    floor = declared if decision.declared else runs
-    return Result(decision, columns(found), columns([row for run in floor for row in run]), worst, not_finite, limits or Limits())
+    beside = columns([row for run in (declared if decision.declared else runs) for row in run])
+    return Result(decision, columns(found), beside, worst, not_finite, limits or Limits(), tuple(places), me, floor)
+
+
+def plain(value: Any) -> Any:
+    """JSON's: tuples as lists; NaN and infinity as null, for a floor whose few flips a resample may miss altogether has no upper bound."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _check_arms(store: DivergenceStore, baseline: str, floors: Sequence[str], others: Sequence[str], candidate: str = "") -> None:

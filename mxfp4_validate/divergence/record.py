@@ -102,6 +102,7 @@ class DivergenceStore:
         if len(rows) != 1:
             raise InvalidRun(f"{self.path} is damaged, it cannot be trusted: it describes {len(rows)} runs")
         values = unsealed(rows[0], "the run's own row")
+        self.id, self.created, self.version = map(str, values[:3])
         with damage(self.path):
             corpus = parse(zlib.decompress(values[4]), str(self.path))
             settings = dict(json.loads(values[7]))

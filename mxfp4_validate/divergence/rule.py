@@ -70,6 +70,11 @@ class Floor:
         return float(self.peaks.max())
 
     @property
+    def least_outstanding(self) -> int:
+        """How many sequences above `tail_factor` times the largest fail."""
+        return 1 if self.assumed else int(table.TAIL_COUNT.value)
+
+    @property
     def what(self) -> str:
         if self.assumed:
             return "an assumed floor"
@@ -205,7 +210,7 @@ def _failures(seen: _Seen, floor: Floor, limits: Limits, not_finite: int) -> lis
         found.append(f"NaN: {not_finite} sequences ended in something that is no number")
     if seen.kl and seen.kl.lower > limits.ratio:
         found.append(f"FAIL-A: mean KL {seen.kl.estimate:.3g} times {what}, at least {seen.kl.lower:.3g} > {limits.ratio:g}")
-    if seen.outstanding >= (1 if floor.assumed else table.TAIL_COUNT.value):
+    if seen.outstanding >= floor.least_outstanding:
         found.append(
             f"FAIL-B: {seen.outstanding} of the sequences, at most {seen.tail:.3g} times the largest mean KL of {what}, > {limits.tail_factor:g}"
         )
@@ -243,9 +248,9 @@ def _open_questions(candidate: Arm, seen: _Seen, floor: Floor, limits: Limits) -
     if seen.outstanding and not floor.declared:  # a fault in a few sequences, or a rounding that weighed on one
         factor = f"at most {seen.tail:.3g} times the floor's largest mean KL, > {limits.tail_factor:g}"
         reasons.append(
-            f"tail: {seen.outstanding} of {n} sequences, {factor}; {int(table.TAIL_COUNT.value)} would fail, look at these and score more"
+            f"tail: {seen.outstanding} of {n} sequences, {factor}; {floor.least_outstanding} would fail, look at these and score more"
         )
-        needed = positions * (1 + table.TAIL_COUNT.value / seen.outstanding)
+        needed = positions * (1 + floor.least_outstanding / seen.outstanding)
     for name, ratio, limit in asked:
         if ratio.upper > limit:
             reasons.append(f"{name}: between {ratio.lower:.3g} and {ratio.upper:.3g} times the floor, the limit is {limit:g}")

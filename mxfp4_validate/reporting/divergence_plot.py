@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mxfp4_validate.divergence import limits as table
-from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.rule import Floor
 from mxfp4_validate.reporting.bench_view import Scale, ticks
 from mxfp4_validate.reporting.inputs import SequenceRow
@@ -30,9 +29,9 @@ class Plot:
     summary: str
 
 
-def plot(rows: Sequence[SequenceRow], floor: Floor) -> Plot:
-    """What is 0 or below the printing of numbers lies on the edge."""
-    least, factor = table.SAME.value, Limits().tail_factor
+def plot(rows: Sequence[SequenceRow], floor: Floor, factor: float) -> Plot:
+    """A line at `factor` times the floor's largest sequence. What is 0 or below the printing of numbers lies on the edge."""
+    least = table.SAME.value
     limit = factor * floor.largest
     values = [max(value, least) for row in rows for value in (row.kl, row.floor)]
     low, high = min(values) / 1.3, max([*values, limit]) * 1.3

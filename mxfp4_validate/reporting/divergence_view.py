@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from mxfp4_validate.divergence import limits as table
+from mxfp4_validate.divergence.analyse import plain
 from mxfp4_validate.divergence.limits import Limits
 from mxfp4_validate.divergence.rule import Decision, Floor
 from mxfp4_validate.divergence.signed import Ratio
 from mxfp4_validate.reporting.divergence_plot import Plot, plot
-from mxfp4_validate.reporting.inputs import DivergenceRecord
+from mxfp4_validate.reporting.inputs import DivergenceRecord, moe_backend
 
 SAID = {
     "GO ON": "No divergence beyond the baseline's own. This passes nothing by itself: it lets the evals begin.",
@@ -63,8 +63,8 @@ def divergence_view(record: DivergenceRecord, at: int) -> DivergenceView:
         tuple(_arm_cells(record)),
         different,
         equal,
-        plot(record.rows, floor) if floor and not floor.assumed and len(record.rows) > 1 else None,
-        f"{100 * Limits().level:g} %",
+        plot(record.rows, floor, found.limits.tail_factor) if found and floor and not floor.assumed and len(record.rows) > 1 else None,
+        f"{100 * (found.limits if found else Limits()).level:g} %",
     )
 
 
@@ -120,8 +120,7 @@ def _statistics(d: Decision, floor: Floor, limits: Limits) -> tuple[tuple[str, s
         _ratio("typical KL over the floor", d.typical, limits.typical),
         _ratio("argmax flips over the floor", d.flips, limits.flip_ratio),
     ]
-    count = 1 if floor.assumed else int(table.TAIL_COUNT.value)
-    least = f"{count} sequences above" if count > 1 else "above"
+    least = f"{floor.least_outstanding} sequences above" if floor.least_outstanding > 1 else "above"
     rows.append(("worst sequence over the floor's largest", _number(d.tail), "", "", f"{least} {limits.tail_factor:g}"))
     if d.drift is None:
         return (*rows, ("drift to one side", "unknown, too few sequences", "", "", ""))
@@ -149,8 +148,7 @@ def _arm_cells(record: DivergenceRecord) -> list[tuple[str, ...]]:
     """Name, role, boot, backend, sequences, sequences without a number, tokens sent. No address: it belongs to a machine."""
     found: list[tuple[str, ...]] = []
     for arm in record.arms:
-        identity = arm.row.identity
-        backend = str(identity.get("moe_backend") or identity.get("moe_runner_backend") or "unknown")
+        backend = moe_backend(arm.row.identity) or "unknown"
         scored = f"{arm.answered} of {record.corpus.sequences}"
         found.append((arm.row.name, arm.row.role, arm.row.boot, backend, scored, str(len(arm.not_finite)), str(arm.sent)))
     return found
@@ -214,15 +212,7 @@ def embedded(record: DivergenceRecord) -> dict[str, Any]:
     said: dict[str, Any] = {"source": asdict(record.source), "run": about, "candidate": record.candidate, "arms": arms}
     said |= {"outcome": record.outcome, "refused": record.refused}
     if found:
-        said |= {"decision": _plain(asdict(found.decision)), "columns": _plain(found.columns), "floor_columns": _plain(found.floor_columns)}
+        said |= {"decision": plain(asdict(found.decision)), "columns": plain(found.columns), "floor_columns": plain(found.floor_columns)}
         said |= {"worst": list(found.worst), "not_finite": list(found.not_finite)}
     rows = [[r.place, r.positions, r.kl, r.flips, r.floor] for r in record.rows]
     return said | {"row_columns": ["place", "positions", "kl", "flips", "floor_kl"], "rows": rows}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -106,6 +106,11 @@ class BenchRecord:
     run: BenchRun
 
 
+def moe_backend(identity: Mapping[str, str]) -> str:
+    """What a server said it runs its experts with, empty if it said nothing."""
+    return str(identity.get("moe_backend") or identity.get("moe_runner_backend") or "")
+
+
 @dataclass(frozen=True)
 class ArmScored:
     """One arm of a divergence record and how far it came: sequences answered, places of those that were no number, tokens sent."""

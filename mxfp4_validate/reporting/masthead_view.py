@@ -7,7 +7,7 @@ from typing import Any
 
 from mxfp4_validate.bench.record import BenchRun
 from mxfp4_validate.records.store import Run
-from mxfp4_validate.reporting.inputs import Inputs
+from mxfp4_validate.reporting.inputs import Inputs, moe_backend
 
 
 def masthead(inputs: Inputs) -> tuple[tuple[str, str], ...]:
@@ -16,9 +16,7 @@ def masthead(inputs: Inputs) -> tuple[tuple[str, str], ...]:
     backends = sorted({r.backend for record in inputs.kernels for r in record.results})
     rows += [("kernel candidate", ", ".join(backends))] if backends else []
     for name in ("candidate", "baseline"):
-        kinds = sorted(
-            {identity.get("moe_backend") or identity.get("moe_runner_backend") or "unknown backend" for identity in _served(inputs, name)}
-        )
+        kinds = sorted({moe_backend(identity) or "unknown backend" for identity in _served(inputs, name)})
         rows += [(name, ", ".join(kinds))] if kinds else []
     model = sorted({i.get("model", "") for name in ("candidate", "baseline") for i in _served(inputs, name)} - {""})
     rows += [("model", ", ".join(model))] if model else []

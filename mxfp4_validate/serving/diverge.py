@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mxfp4_validate import evalspec
 from mxfp4_validate.divergence import calibrate
 from mxfp4_validate.divergence import corpus as corpora
 from mxfp4_validate.divergence import limits as table
-from mxfp4_validate.divergence.analyse import Result, analyse
+from mxfp4_validate.divergence.analyse import Result, analyse, plain
 from mxfp4_validate.divergence.collect import Asking, begin_arm, cost, score_arm
 from mxfp4_validate.divergence.corpus import Corpus
 from mxfp4_validate.divergence.record import DivergenceStore
@@ -217,8 +216,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def _plain(found: Result) -> dict[str, Any]:
-    """JSON without NaN or infinity: a floor whose few flips a resample may miss altogether has no upper bound."""
-    numbers = _finite(asdict(replace(found.decision, reasons=())))
+    numbers = plain(asdict(replace(found.decision, reasons=())))
     rest = {
         "columns": found.columns,
         "floor_columns": found.floor_columns,
@@ -227,12 +225,6 @@ def _plain(found: Result) -> dict[str, Any]:
         "limits": {name: getattr(found.limits, name) for name in ("ratio", "tail_factor", "flip_ratio", "typical", "drift")},
     }
     return {**numbers, "reasons": list(found.decision.reasons), **rest}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def tell(args: argparse.Namespace, said: dict[str, Any], text: list[str]) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from mxfp4_validate.divergence.analyse import Result, against, analyse, arms_of
+from mxfp4_validate.divergence.analyse import Result, analyse, arms_of
 from mxfp4_validate.divergence.calibrate import limits_of
 from mxfp4_validate.divergence.collect import AIME25_TOKENS, Asking, cost
 from mxfp4_validate.divergence.record import DivergenceStore
-from mxfp4_validate.divergence.rule import Floor, build_floor
-from mxfp4_validate.divergence.statistic import arm
 from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
 from mxfp4_validate.records.evals import run_file
 from mxfp4_validate.reporting.inputs import ArmScored, CorpusFacts, DivergenceRecord, SequenceRow, Source
@@ -42,16 +37,13 @@ def read_divergence(path: Path, source: Source) -> list[DivergenceRecord]:
 
 
 def _one(store: DivergenceStore, source: Source, name: str) -> DivergenceRecord:
-    with closing(sqlite3.connect(store.path.resolve().as_uri() + "?mode=ro", uri=True)) as db:
-        run_id, created, version = map(str, db.execute("SELECT id, created, version FROM run").fetchone())
-    about = (source, run_id, created, version, name, _corpus(store), _arms(store))
+    about = (source, store.id, store.created, store.version, name, _corpus(store), _arms(store))
     try:
         _roles(store)
         found = analyse(store, name, limits_of(store.path, store.arms()["baseline"].identity, store.corpus.sha256, store.width))
     except (IncompleteRun, InvalidRun, UsageError) as error:
         return DivergenceRecord(*about, None, str(error), isinstance(error, IncompleteRun))
-    floor, rows = _sequences(store, name, found)
-    return DivergenceRecord(*about, found, floor=floor, rows=rows)
+    return DivergenceRecord(*about, found, floor=found.floor, rows=_sequences(found))
 
 
 def _roles(store: DivergenceStore) -> None:
@@ -84,17 +76,9 @@ def _arms(store: DivergenceStore) -> tuple[ArmScored, ...]:
     return tuple(found)
 
 
-def _sequences(store: DivergenceStore, name: str, found: Result) -> tuple[Floor | None, tuple[SequenceRow, ...]]:
-    """The floor the decision was taken against, and every sequence that the candidate gave numbers for."""
-    places = [place for place in range(len(store.corpus.sequences)) if place not in found.not_finite]
-    if not places:
-        return None, ()
-    (baseline,) = arms_of(store, "baseline")
-    mine = store.scores(baseline)
-
-    def of(names: list[str]) -> list[Any]:
-        return [arm(against(store, mine, one, places)) for one in names]
-
-    floor, (me,) = build_floor(of(arms_of(store, "floor")), of(arms_of(store, "declared"))), of([name])
-    rows = zip(places, me.positions, me.kl, me.flips, floor.kl, strict=True)
-    return floor, tuple(SequenceRow(place, int(n), float(kl), int(flips), float(under)) for place, n, kl, flips, under in rows)
+def _sequences(found: Result) -> tuple[SequenceRow, ...]:
+    """Every sequence that the candidate gave numbers for."""
+    if found.arm is None or found.floor is None:
+        return ()
+    rows = zip(found.places, found.arm.positions, found.arm.kl, found.arm.flips, found.floor.kl, strict=True)
+    return tuple(SequenceRow(place, int(n), float(kl), int(flips), float(under)) for place, n, kl, flips, under in rows)
