@@ -136,6 +136,7 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "positive chosen": ("positive-logprob", lambda d: at(d, "input_token_logprobs", 9).__setitem__(0, 0.3)),
     "not normalised": ("top-mass", flat),
     "another token": ("other-tokens", lambda d: at(d, "input_token_logprobs", 9).__setitem__(1, 77)),
+    "zero for a token in the midst": ("other-tokens", lambda d: at(d, "input_token_logprobs", 9).__setitem__(1, 0)),
     "shifted by one": (
         "other-tokens", lambda d: d["meta_info"]["input_token_logprobs"].insert(1, d["meta_info"]["input_token_logprobs"].pop(-1))
     ),
@@ -159,6 +160,31 @@ def test_an_impossible_answer_is_refused_by_name(lie: str, tmp_path: Path) -> No
     assert len(server.bodies) == 1, "a lie was asked again"
     with DivergenceStore.open(tmp_path / "r.sqlite") as store:
         assert store.missing("b") == [0], "a refused answer was kept"
+
+
+def test_sglang_writes_zero_for_the_last_token_of_the_vocabulary(tmp_path: Path) -> None:
+    """As sglang 0.5.12.post1 answers: the id alone is wrong. A wrong number under it is seen as under any other."""
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, 49, 40)]
+    tokens[20] = 49
+    made = build([(tokens, 6)])
+
+    def clipped(document: dict[str, Any]) -> None:
+        for entry in document["meta_info"]["input_token_logprobs"]:
+            entry[1] = entry[1] if entry[1] < 49 else 0
+
+    def spoilt(document: dict[str, Any]) -> None:
+        clipped(document)
+        at(document, "input_token_logprobs", 15)[0] = -0.001
+
+    with LogprobServer() as server, score(server.url, tmp_path / "a.sqlite", made) as store:
+        honest = store.scores("b")[0].scores
+    with LogprobServer(change=edited(clipped)) as server, score(server.url, tmp_path / "b.sqlite", made) as store:
+        found = store.scores("b")[0].scores
+    assert honest is not None
+    assert found is not None
+    assert np.array_equal(found.chosen, honest.chosen)
+    with LogprobServer(change=edited(spoilt)) as server, pytest.raises(BadServer, match=r"chosen-apart: .*token 49"):
+        score(server.url, tmp_path / "c.sqlite", made)
 
 
 def test_every_refusal_has_been_provoked() -> None:

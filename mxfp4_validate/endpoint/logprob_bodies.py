@@ -87,7 +87,17 @@ def _sglang_read(document: Any, tokens: Sequence[int], first: int, top: int) -> 
             raise Unreadable("too-few-logprobs", f"{len(found)} entries of {name} for a boundary and {want} positions")
     scored = [_entry(entry, first + place) for place, entry in enumerate(entries[1:])]
     rows = [[_entry(item, first + place)[:2] for item in _alternatives(row, list)] for place, row in enumerate(tops[1:])]
-    return Positions([e[0] for e in scored], [e[1] for e in scored], rows, [e[2] for e in scored])
+    largest = max((*tokens, *(token for row in rows for token, _ in row)))
+    ids: list[int | None] = [_sglang_id(entry[0], tokens[first + place], largest) for place, entry in enumerate(scored)]
+    return Positions(ids, [e[1] for e in scored], rows, [e[2] for e in scored])
+
+
+def _sglang_id(said: int, sent: int, largest: int) -> int:
+    """SGLang (0.5.12.post1 at least) writes 0 for the id of its vocabulary's last token, whose log-probability it gives all the same.
+
+    No id in the answer can be above the vocabulary's last. `divergence.scores.check` still holds the number against the alternatives.
+    """
+    return sent if said == 0 and sent == largest else said
 
 
 def _entry(entry: Any, position: int) -> tuple[int, float | None, str | None]:
