@@ -1,16 +1,10 @@
-"""Backends beside the candidate: what is declared, the twins of triton_kernels and OpenAI's reference, and calls into stand-ins of both."""
+"""Backends beside the candidate: what is declared, what is missing on a CPU, and the twin of triton_kernels."""
 
 from __future__ import annotations
 
-import sys
-import types
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
-from mxfp4_validate.backends import openai_torch
 from mxfp4_validate.backends.base import Unavailable
 from mxfp4_validate.backends.registry import resolve
 from mxfp4_validate.cases import SHAPES, MoeCase
@@ -56,35 +50,3 @@ def test_a1_gives_the_same_bits_in_every_twin() -> None:
     names = ("emulate:sm90-cutlass", "emulate:sm90-cutlass-b", "emulate:marlin", "emulate:triton-kernels")
     found = {name: probes.a1(Context(resolve(name)), MoeCase(SHAPES["dsv4-mini"], 17))["sha256"] for name in names}
     assert len(set(found.values())) == 1, found
-
-
-def swiglu(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
-    """The published formula of GPT-OSS on interleaved rows, every operator in bf16."""
-    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
-    return gate * torch.sigmoid(alpha * gate) * (up + 1)
-
-
-@pytest.fixture
-def openai(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The backend on a CPU with a stand-in for the package, of which it uses `swiglu` alone."""
-    model = types.ModuleType("gpt_oss.torch.model")
-    model.swiglu = swiglu  # type: ignore[attr-defined]
-    for name in ("gpt_oss", "gpt_oss.torch"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "gpt_oss.torch.model", model)
-    backend = openai_torch.OpenAITorch()
-    backend.device = "cpu"
-    return backend
-
-
-@pytest.mark.parametrize("tokens", [1, 17, 33])
-def test_every_operator_in_bf16(openai: Any, tokens: int) -> None:
-    """Nothing unexplained, and most bits those of the twin, whose GEMMs have no order of their own."""
-    found = random.twin(Context(openai), MoeCase(SHAPES["gpt-oss-tiny"], tokens))
-    assert found["unexplained"] == 0
-    assert float(str(found["bit_equal"])) > 0.99
-
-
-def test_openai_refuses_what_it_does_not_know(openai: Any) -> None:
-    with pytest.raises(NotSupported, match="always clamps and adds 1 to up"):
-        random.twin(Context(openai), MoeCase(SHAPES["dsv4-tiny"], 3))

@@ -95,9 +95,10 @@ def test_sglang_parses_every_recipe_as_meant() -> None:
         assert {key: values[key] for key in wanted} == wanted, recipe.name
 
 
-def test_sglang_parses_the_plan_that_needs_no_download() -> None:
-    """Each leg of sglang-tiny as meant, on a checkpoint that is there."""
-    found = files.load(ROOT / "evals" / "plans" / "sglang-tiny.toml")
+@pytest.mark.parametrize(("plan", "overridden"), [("sglang-tiny", {}), ("sglang-tiny-limit7", {"swiglu_limit": 7.0})])
+def test_sglang_parses_the_plans_that_need_no_download(plan: str, overridden: dict[str, float]) -> None:
+    """Each leg as meant, on a checkpoint that is there."""
+    found = files.load(ROOT / "evals" / "plans" / f"{plan}.toml")
     launches = {leg: launch_of(leg, spec) for leg, spec in (("baseline", found.baseline), ("candidate", found.candidate))}
     parsed = sglang([list(launch.argv[3:]) for launch in launches.values()])
     for launch, result in zip(launches.values(), parsed, strict=True):
@@ -108,6 +109,7 @@ def test_sglang_parses_the_plan_that_needs_no_download() -> None:
         assert args["port"] == launch.port < 55536, "sglang opens port + 10000 as well"
         assert args["disable_piecewise_cuda_graph"]
         assert args["disable_flashinfer_autotune"]
+        assert json.loads(args["json_model_override_args"]) == overridden
 
 
 def test_the_validation_can_fail() -> None:

@@ -316,20 +316,37 @@ def test_the_folder_of_diverge_regimes_is_read_in_order(tmp_path: Path) -> None:
     )
 
 
-def test_a_plan_s_own_records_are_not_shown_twice(tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A plan keeps them as divergence/width-W.sqlite and shows the stage; the stage says GO ON like a record."""
+def test_a_stage_without_its_records_is_a_row(tmp_path: Path) -> None:
+    """A run's folder alone does not give its plan's records, divergence/width-W.sqlite; `run` hands them on. What it could not judge is a row."""
     make_record(tmp_path / "plan" / "divergence" / "width-8.sqlite", count=2)
     make_eval(tmp_path / "plan", "marlin", lambda i: 1.0)
     inputs, _ = judged(tmp_path / "plan")
     assert (len(inputs.divergences), len(inputs.pairs)) == (0, 1)
-    stage = StageRow("divergence", "PASS", "GO ON; this passes nothing by itself", decides=False)
+    stage = StageRow("divergence", "GO ON", "this passes nothing by itself", decides=False)
     told = replace(inputs, pairs=(), stages=(stage,))
     (gate,) = judge(told).gates
     assert (gate.outcome, gate.wing) == ("GO ON", "stage")
     assert 'id="divergence"' not in html.render(told, judge(told))
     assert next(r for r in ladder(told) if r.name == "served log-probabilities").outcome == "GO ON"
-    (other,) = judge(replace(told, stages=(replace(stage, name="canary"),))).gates
-    assert other.outcome == "PASS"
+
+
+def test_undecided_is_left_to_the_evals_that_a_plan_names(sound: Path) -> None:
+    """Also where none of them has been reached: then nothing has decided."""
+    inputs, _ = judged(sound)
+    record = inputs.divergences[0]
+    assert record.found is not None
+    open_ = replace(record, found=replace(record.found, decision=replace(record.found.decision, outcome="UNDECIDED")))
+    alone, planned = (replace(inputs, divergences=(open_,), planned=count) for count in (0, 1))
+    assert [g.decides for g in judge(alone).gates] == [True]
+    assert judge(alone).outcome == "INCONCLUSIVE"
+    assert [g.decides for g in judge(planned).gates] == [False]
+    assert judge(planned).outcome == "INCOMPLETE"
+
+
+def test_a_plans_report_says_how_to_run_it_again(sound: Path) -> None:
+    inputs, _ = judged(sound)
+    first = commands(replace(inputs, plan="aa-tiny"))[0]
+    assert (first.what, first.line) == ("plan aa-tiny", "mxfp4-validate run aa-tiny.toml")
 
 
 def test_not_tested_and_reproduce(sound: Path) -> None:

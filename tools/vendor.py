@@ -1,5 +1,5 @@
 """Fetch the wheels that the tests read, without their dependencies, into .vendor/ (which git ignores): FlashInfer's helpers,
-SGLang's flags and MoE classes, triton_kernels' layouts."""
+SGLang's flags and MoE classes, triton_kernels' layouts, OpenAI's torch reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ WHEELS = {
     ("sglang", "0.5.12.post1"): ("sglang-0.5.12.post1", "sglang/srt/server_args.py"),
 }
 #: Wheels of which one folder alone is kept: (package, version) -> (folder in .vendor, the folder inside the wheel).
-PARTS = {("sglang-kernel", "0.4.2.post2"): ("triton-kernels-0.4.2.post2", "triton_kernels")}
+PARTS = {
+    ("sglang-kernel", "0.4.2.post2"): ("triton-kernels-0.4.2.post2", "triton_kernels"),
+    ("gpt-oss", "0.0.9"): ("gpt-oss-0.0.9", "gpt_oss"),
+}
 FOLDER = Path(__file__).resolve().parent.parent / ".vendor"
 
 

@@ -31,6 +31,7 @@ class Meaning:
 OCP = Meaning("ocp", 2.0**-127, math.nan)
 #: Hopper's fp32 exponent field: 0.0 and +Inf. Marlin and triton_kernels agree through bf16's exponent field.
 EXPONENT_FIELD = Meaning("exponent-field", 0.0, math.inf)
+#: torch.ldexp with b - 127. For 255 that is so where torch makes the factor first; 2.13 scales exactly, and codes below 1 stay finite.
 OPENAI_TORCH = Meaning("openai-torch", 2.0**-127, math.inf)
 #: By backend name; what is not listed is OCP.
 MEANINGS: dict[str, Meaning] = {

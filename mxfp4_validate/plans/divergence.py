@@ -25,11 +25,14 @@ from mxfp4_validate.endpoint.address import Secret
 from mxfp4_validate.endpoint.logprobs import ScoringClient
 from mxfp4_validate.errors import IncompleteRun
 from mxfp4_validate.plans.fleet import Up
-from mxfp4_validate.plans.outcome import FAIL, INCONCLUSIVE, PASS, Result, Turn
+from mxfp4_validate.plans.outcome import FAIL, GO_ON, INCONCLUSIVE, Result, Turn
 from mxfp4_validate.plans.spec import PlanFile
 from mxfp4_validate.records.durable import publish
+from mxfp4_validate.reporting.inputs import DivergenceRecord
 from mxfp4_validate.serving.diverge import corpus_verb, lines
 from mxfp4_validate.serving.diverge_options import add_corpus_options
+from mxfp4_validate.serving.report import source_of
+from mxfp4_validate.serving.report_divergence import read_divergence
 
 
 class DivergenceStage:
@@ -58,6 +61,12 @@ class DivergenceStage:
 
     def _record(self, width: int) -> Path:
         return self._folder / f"width-{width}.sqlite"
+
+    def records(self) -> list[DivergenceRecord]:
+        """Every width's record with its decision, for the report: judged by the plan's calibration where it names one."""
+        calibration = Path(self._spec.calibration) if self._spec.calibration else None
+        paths = [self._record(width) for width in self._spec.widths]
+        return [found for path in paths if path.exists() for found in read_divergence(path, source_of(path), calibration)]
 
     def _left(self, width: int, arm: str) -> bool:
         """Whether anything of this arm is still to be scored."""
@@ -131,7 +140,7 @@ class DivergenceStage:
                 self.name, INCONCLUSIVE, measured, "within the baseline's own", "the evals decide" if not alone else "a larger corpus",
                 said, decides=alone, details=details,
             )  # fmt: skip
-        return Result(self.name, PASS, f"{measured}; this passes nothing by itself", "", "", said, decides=False, details=details)
+        return Result(self.name, GO_ON, f"{measured}; this passes nothing by itself", "", "", said, decides=False, details=details)
 
     def _analysed(self, width: int) -> Found:
         with DivergenceStore.open(self._record(width)) as store:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mxfp4_validate.plans.divergence import DivergenceStage
 from mxfp4_validate.plans.execute import Run
 from mxfp4_validate.plans.kernel import KernelStage
 from mxfp4_validate.plans.outcome import Result
@@ -26,7 +27,12 @@ def judged(run: Run) -> tuple[Inputs, Judgement]:
         paths += [path for leg in LEGS for path in [run.out / "evals" / name / leg] if run_file(path).exists()]
     options = CompareOptions(aa=run.plan.aa, expect=run.plan.expect)
     found = gather(paths, options, planned=len(run.plan.eval_names()))
-    rows = [_row(result) for result in run.results if "verdict" not in result.details and not (result.name == "kernel" and have_kernel)]
+    # A stage that was analysed is shown by its records; one that was refused, or is cut, as a row with the reason.
+    judged_stages = {result.name for result in run.results if result.details}
+    divergences = [r for s in run.stages if isinstance(s, DivergenceStage) and s.name in judged_stages for r in s.records()]
+    shown = {"kernel"} if have_kernel else set()
+    shown |= {"divergence"} if divergences else set()
+    rows = [_row(result) for result in run.results if "verdict" not in result.details and result.name not in shown]
     reached = {result.name for result in run.results}
     last = run.results[-1].name if run.results else "nothing"
     rows += [
@@ -34,7 +40,7 @@ def judged(run: Run) -> tuple[Inputs, Judgement]:
         for name in run.plan.stages
         if name not in reached
     ]
-    inputs = replace(found, stages=tuple(rows))
+    inputs = replace(found, stages=tuple(rows), divergences=tuple(divergences), plan=run.plan.name)
     return inputs, judge(inputs)
 
 

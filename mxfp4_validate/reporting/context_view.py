@@ -11,7 +11,7 @@ from typing import Any
 
 from mxfp4_validate.records.store import Result
 from mxfp4_validate.reporting import bench_view, divergence_view
-from mxfp4_validate.reporting.gates import GO_ON, divergence_gates, eval_gate, names, stage_outcome, title
+from mxfp4_validate.reporting.gates import GO_ON, divergence_gates, eval_gate, names, title
 from mxfp4_validate.reporting.inputs import EvalLeg, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.states import MISSING_STATES
 
@@ -128,7 +128,7 @@ def ladder(inputs: Inputs) -> tuple[Rung, ...]:
 def _served(inputs: Inputs) -> Rung:
     """Token by token: what divergence records and a plan's stage came to."""
     found = [(gate.name, gate.outcome) for gate in divergence_gates(inputs)]
-    found += [(stage.name, stage_outcome(stage)) for stage in inputs.stages if stage.name == "divergence"]
+    found += [(stage.name, stage.outcome) for stage in inputs.stages if stage.name == "divergence"]
     outcomes = {outcome for _, outcome in found} - {"INCOMPLETE"}
     whole = "not tested" if not outcomes else "FAIL" if "FAIL" in outcomes else GO_ON if outcomes == {GO_ON} else "undecided"
     said = "".join(f"; {name} {outcome}" for name, outcome in found)
@@ -194,7 +194,8 @@ def _leg_gaps(name: str, leg: EvalLeg) -> list[tuple[str, str]]:
 
 def commands(inputs: Inputs) -> tuple[Command, ...]:
     """What to type to get each run again, and what it was made with."""
-    found = [_kernel_command(record) for record in inputs.kernels]
+    found = [Command(f"plan {inputs.plan}", shlex.join(["mxfp4-validate", "run", f"{inputs.plan}.toml"]), ())] if inputs.plan else []
+    found += [_kernel_command(record) for record in inputs.kernels]
     for pair in inputs.pairs:
         legs = (("baseline", pair.baseline), ("candidate", pair.candidate))
         found += [_eval_command(f"{title(pair.suite)} {name}", leg) for name, leg in legs if leg is not None]

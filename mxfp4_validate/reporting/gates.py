@@ -11,7 +11,7 @@ from math import isnan
 
 from mxfp4_validate.catalogue import FAMILIES
 from mxfp4_validate.records.store import Result
-from mxfp4_validate.reporting.inputs import BenchRecord, DivergenceRecord, EvalPair, Inputs, KernelRecord, StageRow
+from mxfp4_validate.reporting.inputs import BenchRecord, DivergenceRecord, EvalPair, Inputs, KernelRecord
 from mxfp4_validate.reporting.kernel_view import repro
 from mxfp4_validate.tolerances import BIT_EQUAL_SHARE
 from mxfp4_validate.verdicts import Overall, Verdict
@@ -73,9 +73,7 @@ def judge(inputs: Inputs) -> Judgement:
     several = len(inputs.kernels) > 1
     gates = [gate for at, record in enumerate(inputs.kernels) for gate in kernel_gates(record, at, several)]
     gates += [eval_gate(pair, at, name) for at, (pair, name) in enumerate(zip(inputs.pairs, names(inputs.pairs), strict=True))]
-    gates += [
-        Gate(s.name, "stage", stage_outcome(s), s.measured, "", "", s.limit, s.needs, s.reasons, "", s.decides) for s in inputs.stages
-    ]
+    gates += [Gate(s.name, "stage", s.outcome, s.measured, "", "", s.limit, s.needs, s.reasons, "", s.decides) for s in inputs.stages]
     gates += [bench_gate(record, at) for at, record in enumerate(inputs.benches)]
     gates += divergence_gates(inputs)
     gates.sort(key=lambda gate: ORDER.index(gate.outcome))
@@ -158,17 +156,14 @@ def bench_gate(record: BenchRecord, at: int) -> Gate:
     return Gate(name, "bench", "INCOMPLETE", measured, needs=needs, anchor=anchor)
 
 
-def stage_outcome(stage: StageRow) -> str:
-    """A plan's divergence that found nothing is said as a record's is; other stages keep their outcome."""
-    return GO_ON if stage.name == "divergence" and stage.outcome == "PASS" and not stage.decides else stage.outcome
-
-
 def divergence_gates(inputs: Inputs) -> list[Gate]:
-    """A gate a record, as a plan's stage has it: FAIL decides, GO ON never does, UNDECIDED only where no eval was given to decide it."""
-    called = [f"divergence {r.source.name} {r.candidate}".removesuffix(" candidate").rstrip() for r in inputs.divergences]
+    """A gate a record: FAIL decides, GO ON never does, UNDECIDED only where no eval was given or planned to decide it."""
+    called = [
+        f"divergence {r.source.name.removesuffix('.sqlite')} {r.candidate}".removesuffix(" candidate").rstrip() for r in inputs.divergences
+    ]
     called = [f"{name} ({at + 1})" if called.count(name) > 1 else name for at, name in enumerate(called)]
     return [
-        _divergence_gate(record, called[at] if len(called) > 1 else "divergence", f"divergence-{at}", bool(inputs.pairs))
+        _divergence_gate(record, called[at] if len(called) > 1 else "divergence", f"divergence-{at}", bool(inputs.pairs or inputs.planned))
         for at, record in enumerate(inputs.divergences)
     ]
 

@@ -184,7 +184,7 @@ class FaultMatrix:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything one report shows."""
+    """Everything one report shows. `planned`: how many evals there were to be, 0 if no plan said so; `plan`: its name."""
 
     version: str
     kernels: Sequence[KernelRecord] = ()
@@ -195,3 +195,5 @@ class Inputs:
     stages: Sequence[StageRow] = ()
     benches: Sequence[BenchRecord] = ()
     divergences: Sequence[DivergenceRecord] = ()
+    planned: int = 0
+    plan: str = ""

@@ -82,16 +82,16 @@ def write(path: Path, text: str) -> None:
 def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None = None, answers: bool = True, planned: int = 0) -> Inputs:
     """Everything that is in `paths`: kernel, bench and divergence records, and eval runs paired baseline, candidate in the order given, eval by eval.
 
-    `planned` is how many evals there were to be, for the correction of failures.
+    `planned` is how many evals there were to be, for the correction of failures and for what an undecided divergence is left to.
     """
     kernels, benches, runs = [], list[BenchRecord](), dict[str, list[Path]]()
     divergences: list[DivergenceRecord] = []
     for path in (one for given in paths for one in expand(given)):
         found = schema(path)
         if found >= bench.SCHEMA_VERSION:
-            benches.append(BenchRecord(_source(path), bench.read_bench(path)))
+            benches.append(BenchRecord(source_of(path), bench.read_bench(path)))
         elif found >= divergence.SCHEMA_VERSION:
-            divergences += read_divergence(path, _source(path))
+            divergences += read_divergence(path, source_of(path))
         elif found >= evals.SCHEMA_VERSION:
             with EvalStore.open(path) as store:
                 runs.setdefault(store.run().suite, []).append(path)
@@ -102,8 +102,9 @@ def gather(paths: Sequence[Path], options: CompareOptions, faults: Path | None =
     overall = combine(verdicts, planned) if verdicts and max(planned, len(verdicts)) > 1 else None
     matrix = read_faults(faults) if faults else None
     return Inputs(
-        mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix, benches=tuple(benches), divergences=tuple(divergences)
-    )
+        mxfp4_validate.__version__, tuple(kernels), tuple(pairs), overall, matrix,
+        benches=tuple(benches), divergences=tuple(divergences), planned=planned,
+    )  # fmt: skip
 
 
 def _pairs(suite: str, paths: Sequence[Path], options: CompareOptions, answers: bool) -> list[EvalPair]:
@@ -139,8 +140,8 @@ def schema(path: Path) -> int:
         raise UsageError(f"{path} is not a record of mxfp4-validate: {error}") from error
 
 
-def _source(path: Path) -> Source:
-    """Named after its folder if that is what names it."""
+def source_of(path: Path) -> Source:
+    """A record's sha256 and its name: the folder's if that is what names it."""
     file = evals.run_file(path)
     name = file.resolve().parent.name if file.name in ("run.sqlite", "divergence.sqlite") else file.name
     with open(file, "rb") as stream:
@@ -151,7 +152,7 @@ def read_kernel(path: Path) -> KernelRecord:
     """A kernel record, and what a whole run of its backends would hold."""
     with Store.open(path) as store:
         run, results = store.run(), tuple(store.results())
-    return KernelRecord(_source(path), run, results, _expected(run))
+    return KernelRecord(source_of(path), run, results, _expected(run))
 
 
 def _expected(run: Run) -> dict[str, dict[str, int]]:
@@ -180,7 +181,7 @@ def read_eval(path: Path, grader: str | None, answers: bool) -> EvalLeg:
             )
         golds = {row[0]: _gold(row[2]) for row in store.questions()}
         attempts = Counter(row.outcome for row in store.attempts())
-        return EvalLeg(_source(path), run, leg, tuple(rows), golds, attempts, tuple(store.events()))
+        return EvalLeg(source_of(path), run, leg, tuple(rows), golds, attempts, tuple(store.events()))
 
 
 def _gold(text: str) -> str:

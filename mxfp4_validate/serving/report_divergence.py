@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mxfp4_validate.divergence.analyse import Result, analyse, arms_of
-from mxfp4_validate.divergence.calibrate import limits_of
+from mxfp4_validate.divergence.calibrate import limits_of, load
 from mxfp4_validate.divergence.collect import AIME25_TOKENS, Asking, cost
 from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
@@ -30,17 +30,22 @@ def natural(text: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
 
 
-def read_divergence(path: Path, source: Source) -> list[DivergenceRecord]:
-    """A record for each candidate arm, one without a decision if there is no candidate yet."""
+def read_divergence(path: Path, source: Source, calibration: Path | None = None) -> list[DivergenceRecord]:
+    """A record for each candidate arm, one without a decision if there is no candidate yet.
+
+    It is judged by `calibration`, or else by the one that `diverge` kept beside it.
+    """
     with DivergenceStore.open(path) as store:
-        return [_one(store, source, name) for name in arms_of(store, "candidate") or [""]]
+        return [_one(store, source, name, calibration) for name in arms_of(store, "candidate") or [""]]
 
 
-def _one(store: DivergenceStore, source: Source, name: str) -> DivergenceRecord:
+def _one(store: DivergenceStore, source: Source, name: str, calibration: Path | None) -> DivergenceRecord:
     about = (source, store.id, store.created, store.version, name, _corpus(store), _arms(store))
     try:
         _roles(store)
-        found = analyse(store, name, limits_of(store.path, store.arms()["baseline"].identity, store.corpus.sha256, store.width))
+        about_it = (store.arms()["baseline"].identity, store.corpus.sha256, store.width)
+        limits = load(calibration, *about_it).limits() if calibration else limits_of(store.path, *about_it)
+        found = analyse(store, name, limits)
     except (IncompleteRun, InvalidRun, UsageError) as error:
         return DivergenceRecord(*about, None, str(error), isinstance(error, IncompleteRun))
     return DivergenceRecord(*about, found, floor=found.floor, rows=_sequences(found))
