@@ -11,6 +11,7 @@ from mxfp4_validate.cases import SHAPES, MoeCase
 from mxfp4_validate.checks import metamorphic, probes, random, readout
 from mxfp4_validate.checks.context import Context
 from mxfp4_validate.errors import BackendUnavailable, NotSupported
+from mxfp4_validate.formats.moe_weights import MoeWeights
 
 
 @pytest.mark.parametrize(("name", "reason"), [("humming", "W4A8"), ("trtllm-gen", "SM100")])
@@ -50,3 +51,31 @@ def test_a1_gives_the_same_bits_in_every_twin() -> None:
     names = ("emulate:sm90-cutlass", "emulate:sm90-cutlass-b", "emulate:marlin", "emulate:triton-kernels")
     found = {name: probes.a1(Context(resolve(name)), MoeCase(SHAPES["dsv4-mini"], 17))["sha256"] for name in names}
     assert len(set(found.values())) == 1, found
+
+
+class Counting:
+    """A backend that counts what it is asked to prepare."""
+
+    def __init__(self, name: str) -> None:
+        self.inner, self.prepared = resolve(name), 0
+
+    def prepare(self, weights: MoeWeights) -> object:
+        self.prepared += 1
+        return self.inner.prepare(weights)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
+def test_what_is_refused_is_refused_before_weights_are_prepared() -> None:
+    """triton_kernels' layouts of a DeepSeek-V4-Pro layer do not fit into 80 GB: cases that it cannot be asked ended there as out of memory."""
+    backend = Counting("emulate:triton-kernels")
+    ctx = Context(backend)
+    with pytest.raises(NotSupported, match="always adds 1 to up"):
+        random.twin(ctx, MoeCase(SHAPES["dsv4-tiny"], 3))
+    assert (backend.prepared, ctx._weights) == (0, {})
+    random.coverage(ctx, MoeCase(SHAPES["dsv4-mini"], 17))  # asks about the data alone
+    assert backend.prepared == 0
+    random.twin(ctx, MoeCase(SHAPES["gpt-oss-tiny"], 3))
+    random.twin(ctx, MoeCase(SHAPES["gpt-oss-tiny"], 1))
+    assert backend.prepared == 1

@@ -99,3 +99,12 @@ class Tunes(Protocol):
     def tune(self, prepared: Any, inputs: MoeInputs, activation: Activation) -> Tactic:
         """Tune for this number of tokens; the tactic to force from then on."""
         ...
+
+
+@runtime_checkable
+class Refuses(Protocol):
+    """Optional: a backend that has only some activations, and says so before gigabytes of weights are prepared for nothing."""
+
+    def require(self, activation: Activation) -> None:
+        """Raise `NotSupported`, with the reason, for an activation that this backend computes for no weights."""
+        ...

@@ -53,6 +53,13 @@ class Emulated:
         wide = self.layout is SM90_B
         return [DEFAULT_TACTIC] + [Tactic(f"k_tile={k}", (k, k), group=f"k{k}") for k in (256, 512) if wide]
 
+    def require(self, activation: Activation) -> None:
+        """Any but another beta than the fixed one."""
+        if self.fixed_beta not in (None, activation.beta):
+            raise NotSupported(
+                f"{self.model.name}'s activation always adds {self.fixed_beta:g} to up; the case needs beta {activation.beta:g}"
+            )
+
     def prepare(self, weights: MoeWeights) -> Any:
         return self.pack(self.load(weights))
 
@@ -82,10 +89,7 @@ class Emulated:
         tactic: Tactic = DEFAULT_TACTIC,
         out: Tensor | None = None,
     ) -> Tensor:
-        if self.fixed_beta not in (None, activation.beta):
-            raise NotSupported(
-                f"{self.model.name}'s activation always adds {self.fixed_beta:g} to up; the case needs beta {activation.beta:g}"
-            )
+        self.require(activation)
         weights, hidden = self.read(prepared), inputs.x.shape[1]
         inputs = replace(inputs, x=torch.nn.functional.pad(inputs.x, (0, weights.hidden_size - hidden)))
         result = self.compute(weights, inputs, activation, parallel, self.rounding(tactic))[:, :hidden]

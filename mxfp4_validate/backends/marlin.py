@@ -152,12 +152,15 @@ class Marlin:
         )
 
     def _constants(self, activation: Activation, prepared: MarlinWeights, parallel: Parallel) -> dict[str, Any]:
-        """What newer interfaces take beside the clamp; `NotSupported` for an activation that the installed one cannot compute."""
+        """What newer interfaces take beside the clamp."""
+        self.require(activation)
         biases = dict(zip(("w1_bias", "w2_bias"), prepared.biases(parallel), strict=True)) if prepared.biased else {}
-        if (activation.alpha, activation.beta) == (1.0, 0.0):
-            return biases
-        if "gemm1_alpha" in self.parameters and activation.beta == 1.0:
-            return {**biases, "gemm1_alpha": activation.alpha}
+        return biases if (activation.alpha, activation.beta) == (1.0, 0.0) else {**biases, "gemm1_alpha": activation.alpha}
+
+    def require(self, activation: Activation) -> None:
+        """Alpha and beta are arguments of newer interfaces alone, and beta is 0 or, with an alpha, 1."""
+        if (activation.alpha, activation.beta) == (1.0, 0.0) or ("gemm1_alpha" in self.parameters and activation.beta == 1.0):
+            return
         has = "alpha with beta 1, or neither" if "gemm1_alpha" in self.parameters else "neither alpha nor beta"
         raise NotSupported(
             f"fused_marlin_moe of this sglang has {has}; the case needs alpha {activation.alpha:g}, beta {activation.beta:g}"

@@ -35,6 +35,9 @@ class MarlinGemm(Marlin):
     def _require(self, biased: bool) -> None:
         """Nothing is missing: the GEMMs are given the biases."""
 
+    def require(self, activation: Activation) -> None:
+        """Nor is any activation: it is supplied."""
+
     def _constants(self, activation: Activation, prepared: MarlinWeights, parallel: Parallel) -> dict[str, Any]:
         return {}
 

@@ -55,6 +55,11 @@ class OpenAITorch:
         """One way to compute."""
         return [DEFAULT_TACTIC]
 
+    def require(self, activation: Activation) -> None:
+        """Its swiglu has a limit and a beta of 1."""
+        if activation.beta != self.fixed_beta or activation.limit is None:
+            raise NotSupported("gpt_oss's swiglu always clamps and adds 1 to up; the case asks for another activation")
+
     def prepare(self, weights: MoeWeights) -> BlockWeights:
         """Dequantised to bf16, which holds every E2M1 value times a power of two exactly."""
         w = weights.to(self.device)
@@ -78,8 +83,7 @@ class OpenAITorch:
         tactic: Tactic = DEFAULT_TACTIC,
         out: Tensor | None = None,
     ) -> Tensor:
-        if activation.beta != self.fixed_beta or activation.limit is None:
-            raise NotSupported("gpt_oss's swiglu always clamps and adds 1 to up; the case asks for another activation")
+        self.require(activation)
         if parallel != SINGLE or bool(((inputs.topk_ids < 0) | (inputs.topk_ids >= prepared.mlp1.shape[0])).any()):
             raise NotSupported("gpt_oss's MLPBlock shards by its own process group and knows no foreign expert ids")
         swiglu = import_module("gpt_oss.torch.model").swiglu

@@ -118,7 +118,8 @@ class SglangLayer:
     ) -> Callable[[], Tensor]:
         """`apply` on a standard dispatch: [M, H] bfloat16."""
         layer, method = prepared.layer, prepared.method
-        self._constants(method, layer, activation)
+        self.require(activation)
+        self._runner(method, layer, activation)
         layer.moe_tp_size, layer.moe_tp_rank = parallel.tp_size, parallel.tp_rank
         layer.moe_ep_size, layer.moe_ep_rank = parallel.ep_size, parallel.ep_rank
         topk = import_module("sglang.srt.layers.moe.topk")
@@ -132,8 +133,12 @@ class SglangLayer:
 
         return call
 
-    def _constants(self, method: Any, layer: Any, activation: Activation) -> None:
+    def require(self, activation: Activation) -> None:
+        """`NotSupported` for an activation that is not the class's own."""
         raise NotImplementedError
+
+    def _runner(self, method: Any, layer: Any, activation: Activation) -> None:
+        """What a class wants to know of the activation before `apply`."""
 
     def _layer(self, weights: MoeWeights) -> Any:
         layer = Module()
@@ -174,7 +179,8 @@ class GptOssSm90(SglangLayer):
         method.process_weights_after_loading(layer)
         return self._packed(w, layer, method, ("w13_weight_scale", "w2_weight_scale"), biased=True)
 
-    def _constants(self, method: Any, layer: Any, activation: Activation) -> None:
+    def require(self, activation: Activation) -> None:
+        """GPT-OSS's, which are constants in its source."""
         if activation != GPT_OSS:
             raise NotSupported(
                 "Mxfp4MoEMethod sets alpha 1.702, beta 1 and limit 7 itself; the case needs "
@@ -227,9 +233,12 @@ class DeepSeekV4Sm90(SglangLayer):
         method.process_weights_after_loading(layer)
         return self._packed(w, layer, method, ("w13_weight_scale_inv", "w2_weight_scale_inv"), biased=False)
 
-    def _constants(self, method: Any, layer: Any, activation: Activation) -> None:
+    def require(self, activation: Activation) -> None:
+        """Plain silu, with or without a limit."""
         if (activation.alpha, activation.beta) != (1.0, 0.0):
             raise NotSupported(f"DeepSeek-V4's class has alpha 1 and beta 0; the case needs {activation.alpha:g} and {activation.beta:g}")
+
+    def _runner(self, method: Any, layer: Any, activation: Activation) -> None:
         method.create_moe_runner(layer, SimpleNamespace(swiglu_limit=activation.limit))
 
 

@@ -55,6 +55,7 @@ class GptOssMarlin(engine.SglangLayer):
         method.create_moe_runner(layer, config)
         return SimpleNamespace(layer=layer, method=method)
 
-    def _constants(self, method: Any, layer: Any, activation: Activation) -> None:
+    def require(self, activation: Activation) -> None:
+        """GPT-OSS's."""
         if activation != engine.GPT_OSS:
             raise NotSupported("a GPT-OSS server has one activation: alpha 1.702, beta 1, limit 7")

@@ -68,6 +68,11 @@ class TritonKernels:
         """Tiles follow from M; the engine does not force any either."""
         return [DEFAULT_TACTIC]
 
+    def require(self, activation: Activation) -> None:
+        """Beta is a constant of its swiglu."""
+        if activation.beta != self.fixed_beta:
+            raise NotSupported(f"triton_kernels' swiglu always adds 1 to up; the case needs beta {activation.beta:g}")
+
     def prepare(self, weights: MoeWeights) -> TritonWeights:
         """Interleaved gate/up rows, H and I padded to 128 (the Hopper scale layout reads whole tiles), values and scales swizzled."""
         w = pad_layer(weights.to(self.device))
@@ -102,8 +107,7 @@ class TritonKernels:
         parallel: Parallel = SINGLE,
     ) -> Callable[[], Tensor]:
         """Both GEMMs with routing data ready, outputs allocated a call: [M, Hp] bfloat16."""
-        if activation.beta != self.fixed_beta:
-            raise NotSupported(f"triton_kernels' swiglu always adds 1 to up; the case needs beta {activation.beta:g}")
+        self.require(activation)
         if parallel.ep_size > 1 or bool(((inputs.topk_ids < 0) | (inputs.topk_ids >= prepared.num_experts)).any()):
             raise NotSupported("triton_kernels as sglang calls it has no expert parallelism: every id must name a local expert")
         ogs, swiglu = import_module("triton_kernels.matmul_ogs"), import_module("triton_kernels.swiglu")

@@ -18,7 +18,7 @@ from mxfp4_validate.reference.certificate import certified_moe
 
 def probe_b1(ctx: Context, case: MoeCase) -> dict[str, object]:
     """The layer's w13, scales and first bias under B1's integers, bilinear activation and one-hot fc2."""
-    real, _ = ctx.layer(case.shape, case.seed)
+    real = ctx.weights(case.shape, case.seed)
     probe = b1(case, ctx.device)
     weights = probe.weights.with_(w13=real.w13, w13_scale=real.w13_scale, w13_bias=real.w13_bias)
     return _certified(ctx, probe, weights, probe.inputs)
@@ -26,7 +26,7 @@ def probe_b1(ctx: Context, case: MoeCase) -> dict[str, object]:
 
 def probe_b2(ctx: Context, case: MoeCase) -> dict[str, object]:
     """The layer's w2, scales and second bias behind B2's sparse fc1, one expert a token: real biases do not add up exactly over slots."""
-    real, _ = ctx.layer(case.shape, case.seed)
+    real = ctx.weights(case.shape, case.seed)
     probe = b2(case, ctx.device)
     weights = probe.weights.with_(w2=real.w2, w2_scale=real.w2_scale, w2_bias=real.w2_bias)
     inputs = probe.inputs

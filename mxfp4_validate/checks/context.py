@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_validate.backends.base import Backend
+from mxfp4_validate.backends.base import Backend, Refuses
 from mxfp4_validate.cases import MoeCase, MoeShape
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
@@ -19,27 +19,44 @@ class Context:
 
     backend: Backend
     options: dict[str, Any] = field(default_factory=dict)
-    _weights: dict[tuple[str, str, int], tuple[MoeWeights, Any]] = field(default_factory=dict)
+    _weights: dict[tuple[str, str, int], MoeWeights] = field(default_factory=dict)
+    _packed: dict[tuple[str, str, int], Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.backend.device)
 
-    def layer(self, shape: MoeShape, seed: int = 0) -> tuple[MoeWeights, Any]:
-        """Canonical weights of a shape on the backend's device, and the backend's prepared form.
+    def weights(self, shape: MoeShape, seed: int = 0) -> MoeWeights:
+        """Canonical weights of a shape on the backend's device.
 
         They are the synthetic ones of `seed` or, with the option `checkpoint`, those of the layer that the shape stands for.
 
         Only one layer is kept: production layers take gigabytes, and checks are ordered by shape.
         """
-        key = (str(self.options.get("checkpoint", "")), shape.name, seed)
+        key = self._key(shape, seed)
         if key not in self._weights:
             self._weights.clear()
+            self._packed.clear()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            weights = self._canonical(shape, seed)
-            self._weights[key] = (weights, self.backend.prepare(weights))
+            self._weights[key] = self._canonical(shape, seed)
         return self._weights[key]
+
+    def packed(self, shape: MoeShape, seed: int = 0) -> tuple[MoeWeights, Any]:
+        """The same weights, and the backend's prepared form of them, for checks that read its bytes."""
+        weights, key = self.weights(shape, seed), self._key(shape, seed)
+        if key not in self._packed:
+            self._packed[key] = self.backend.prepare(weights)
+        return weights, self._packed[key]
+
+    def layer(self, shape: MoeShape, seed: int = 0) -> tuple[MoeWeights, Any]:
+        """What `packed` gives, to be run with the shape's own activation; raises `NotSupported` before anything is made if the backend has none such."""
+        if isinstance(self.backend, Refuses):
+            self.backend.require(shape.activation)
+        return self.packed(shape, seed)
+
+    def _key(self, shape: MoeShape, seed: int) -> tuple[str, str, int]:
+        return str(self.options.get("checkpoint", "")), shape.name, seed
 
     def _canonical(self, shape: MoeShape, seed: int) -> MoeWeights:
         if folder := self.options.get("checkpoint"):

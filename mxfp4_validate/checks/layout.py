@@ -29,7 +29,7 @@ def _require_same_bytes(found: Tensor, expected: Tensor, what: str) -> int:
 
 def round_trip(ctx: Context, case: MoeCase) -> dict[str, object]:
     """What the backend prepared is, byte for byte, our own pack of the canonical weights, and unpacks to them with zero pads."""
-    weights, prepared = ctx.layer(case.shape, case.seed)
+    weights, prepared = ctx.packed(case.shape, case.seed)
     layout: Layout | None = getattr(ctx.backend, "layout", None)
     if layout is None or not isinstance(prepared, Sm90Weights):
         if not hasattr(ctx.backend, "read"):
@@ -52,7 +52,7 @@ def vendor(ctx: Context, case: MoeCase) -> dict[str, object]:
         interleave_moe_weights_for_sm90_mixed_gemm as vendor_weights,
     )
 
-    weights, prepared = ctx.layer(case.shape, case.seed)
+    weights, prepared = ctx.packed(case.shape, case.seed)
     if not isinstance(prepared, Sm90Weights):
         raise NotSupported("FlashInfer's helpers pack for FlashInfer's kernel; this backend has another layout")
     H, I = prepared.padded_hidden, prepared.padded_intermediate  # noqa: E741

@@ -40,7 +40,7 @@ def _rows_again(ctx: Context, case: MoeCase, out: Tensor, base: Tensor, rows: Te
     model = ctx.backend.rounding()
     if model.ordered:
         return require_equal(out, base[rows], what)
-    weights, _ = ctx.layer(case.shape, case.seed)
+    weights = ctx.weights(case.shape, case.seed)
     expected = twin_moe(weights, ctx.inputs(case).rows(rows), case.shape.activation, model)
     same = float((out == base[rows]).double().mean())
     return require_explained(out, expected, what, share=0.0) | {"equal_to_batch": same}

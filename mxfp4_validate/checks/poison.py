@@ -82,7 +82,7 @@ def scale_codes(ctx: Context, case: MoeCase) -> dict[str, object]:
 
     Unit 0 is 1 for every token (gate driven to the limit, up bias 1) and fc2's column 0 holds code 1.0, so out = scale of block 0.
     """
-    weights, _ = ctx.layer(case.shape, case.seed)
+    weights = ctx.weights(case.shape, case.seed)
     E, H, I = weights.num_experts, weights.hidden_size, weights.intermediate_size  # noqa: E741
     bias = torch.zeros(E, 2 * I, dtype=torch.bfloat16, device=ctx.device)
     bias[:, 0], bias[:, I] = 64.0, 1.0

@@ -33,7 +33,7 @@ def twin(ctx: Context, case: MoeCase) -> dict[str, object]:
 
 def coverage(ctx: Context, case: MoeCase) -> dict[str, object]:
     """The data visits what a fault could hide in: all codes, several scales, the clamp on every side, the routing asked for."""
-    weights, _ = ctx.layer(case.shape, case.seed)
+    weights = ctx.weights(case.shape, case.seed)
     inputs, activation = ctx.inputs(case), case.shape.activation
     some = inputs.rows(slice(0, 16))
     stages = exact_stages(weights, some, activation)

@@ -118,7 +118,7 @@ def _metrics(w: MoeWeights, tensors: list[Tensor], values: int) -> dict[str, obj
 
 def fc1(ctx: Context, case: MoeCase) -> dict[str, object]:
     """Every code and scale byte of w13, gate and up."""
-    weights, _ = ctx.layer(case.shape, case.seed)
+    weights = ctx.weights(case.shape, case.seed)
     ones = torch.full_like(weights.w13, ALL_ONES)
     try:
         values = sum(
@@ -131,7 +131,7 @@ def fc1(ctx: Context, case: MoeCase) -> dict[str, object]:
 
 def fc2(ctx: Context, case: MoeCase) -> dict[str, object]:
     """Every code and scale byte of w2."""
-    weights, _ = ctx.layer(case.shape, case.seed)
+    weights = ctx.weights(case.shape, case.seed)
     ones = torch.full_like(weights.w2, ALL_ONES)
     try:
         values = sum(
