@@ -133,14 +133,13 @@ def test_vllm_parses_its_recipe_as_meant() -> None:
     recipe = serverspec.load("vllm-gpt-oss-20b")
     assert VLLM.name == f"vllm-{recipe.version}"
     launches = {backend: recipe.launch(backend, 30000) for backend in recipe.backends}
-    assert all(launch.argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server") for launch in launches.values())
-    assert (VLLM / "vllm/entrypoints/openai/api_server.py").is_file()
-    start = ["--model", "m"]
+    assert all(launch.argv[1:5] == ("-m", "vllm.entrypoints.cli.main", "serve", recipe.model) for launch in launches.values())
+    assert '__name__ == "__main__"' in (VLLM / "vllm/entrypoints/cli/main.py").read_text()
     wrong = [["--moe-backend", "cutlas"], ["--moe-backends", "marlin"], ["--moe-back", "marlin"], ["--tensor-parallel-size", "two"]]
-    results = parsed("vllm_flags.py", VLLM, [*(list(launch.argv[3:]) for launch in launches.values()), *(start + words for words in wrong)])
+    results = parsed("vllm_flags.py", VLLM, [*(list(launch.argv[4:]) for launch in launches.values()), *(["m", *words] for words in wrong)])
     for backend, result in zip(launches, results, strict=False):
         assert "values" in result, f"{backend}: {result}"
-        wanted = {"model": recipe.model, "tensor_parallel_size": 1, "moe_backend": backend, "max_model_len": recipe.context_length}
+        wanted = {"model_tag": recipe.model, "tensor_parallel_size": 1, "moe_backend": backend, "max_model_len": recipe.context_length}
         wanted |= {"host": "127.0.0.1", "port": 30000, "trust_remote_code": False}
         assert {key: result["values"][key] for key in wanted} == wanted
     for words, result in zip(wrong, results[len(launches) :], strict=True):
