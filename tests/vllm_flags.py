@@ -71,7 +71,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Comes last: stubs for packages that nothing else found and that a source of vLLM's imports."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
+        self.folder = str(folder / "vllm")
         self.stubbed: set[str] = set()
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
