@@ -24,7 +24,12 @@ from mxfp4_validate.waivers import Waiver, load, waiver_for
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEELS = [ROOT / ".vendor" / name for name in ("sglang-0.5.12.post1", "triton-kernels-0.4.2.post2")]
-pytestmark = pytest.mark.skipif(not all(w.is_dir() for w in WHEELS), reason=f"{WHEELS} are not all fetched; run: python tools/vendor.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wheels() -> None:
+    if missing := [str(wheel) for wheel in WHEELS if not wheel.is_dir()]:
+        pytest.fail(f"{missing} not fetched: run `python tools/vendor.py`")
 
 
 def kernel(tmp_path: Path, backend: str, *arguments: str) -> tuple[int, str, list[Any]]:

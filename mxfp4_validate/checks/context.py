@@ -50,10 +50,14 @@ class Context:
         return weights, self._packed[key]
 
     def layer(self, shape: MoeShape, seed: int = 0) -> tuple[MoeWeights, Any]:
-        """What `packed` gives, to be run with the shape's own activation; raises `NotSupported` before anything is made if the backend has none such."""
+        """What `packed` gives, to be run with the shape's own activation, after `require`."""
+        self.require(shape)
+        return self.packed(shape, seed)
+
+    def require(self, shape: MoeShape) -> None:
+        """Raise `NotSupported` if the backend says that it does not have the shape's activation, before anything is made for it."""
         if isinstance(self.backend, Refuses):
             self.backend.require(shape.activation)
-        return self.packed(shape, seed)
 
     def _key(self, shape: MoeShape, seed: int) -> tuple[str, str, int]:
         return str(self.options.get("checkpoint", "")), shape.name, seed

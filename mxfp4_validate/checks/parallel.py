@@ -52,6 +52,7 @@ class Ranks:
 
 def _tp(ctx: Context, case: MoeCase, size: int) -> dict[str, object]:
     """Random data: every rank explained by its own twin; the sum close to float64. Biases stay on every rank: the kernel must drop bias2."""
+    ctx.require(case.shape)
     weights = ctx.weights(case.shape, case.seed)
     inputs, activation, model = ctx.inputs(case), case.shape.activation, ctx.backend.rounding()
     partials, ranks = [], Ranks(least_equal(model))
@@ -96,6 +97,7 @@ def tp_bias_once(ctx: Context, case: MoeCase) -> dict[str, object]:
 
 def _ep(ctx: Context, case: MoeCase, size: int) -> dict[str, object]:
     """Random data with global ids: foreign and -1 ids add nothing on any rank; ranks explained by their twins; the sum close to float64."""
+    ctx.require(case.shape)
     weights = ctx.weights(case.shape, case.seed)
     inputs, activation, model = ctx.inputs(case), case.shape.activation, ctx.backend.rounding()
     local = weights.num_experts // size
