@@ -1,4 +1,6 @@
-"""sglang 0.5.12.post1's own MoE classes on a CPU: its Python runs as it is, and the GPU functions that it calls are our emulations of them.
+"""sglang's own MoE classes on a CPU: its Python runs as it is, and the GPU functions that it calls are our emulations of them.
+
+Of 0.5.12.post1 here, of 0.5.23 by `tests.sglang_rig_23`: one release a process.
 
 Named as a backend (`tests.sglang_rig:gpt_oss_sm90`), so that a worker process, and not pytest's, holds the stubs. What is real: the files
 in `REAL`, from the fetched wheel. What is emulated: `cutlass_fused_moe` and its interleave helpers, `gptq_marlin_repack`,
@@ -15,7 +17,8 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +39,8 @@ from mxfp4_validate.reference.gemm import folded
 from mxfp4_validate.reference.interval import round_bf16
 from mxfp4_validate.reference.rounding import MARLIN, SM90_CUTLASS
 
-WHEEL = Path(__file__).resolve().parent.parent / ".vendor" / "sglang-0.5.12.post1"
+VENDOR = Path(__file__).resolve().parent.parent / ".vendor"
+WHEEL = VENDOR / "sglang-0.5.12.post1"
 _Q, _M = "sglang.srt.layers.quantization", "sglang.srt.layers.moe"
 #: Modules that run as they stand in the wheel.
 REAL = {
@@ -110,8 +114,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     stubbed = STUBBED
 
+    def __init__(self, real: frozenset[str] = frozenset()) -> None:
+        self.real = real | REAL
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name in REAL or name.partition(".")[0] not in self.stubbed:
+        if name in self.real or name.partition(".")[0] not in self.stubbed:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -256,22 +263,48 @@ def silu_and_mul(x: Tensor, out: Tensor) -> None:
 
 def _module(name: str, **names: Any) -> None:
     module = sys.modules.setdefault(name, Stub(name))
-    module.__path__ = []
+    if not isinstance(module, Package):
+        module.__path__ = []
     for key, value in names.items():
         setattr(module, key, value)
+    parent, _, last = name.rpartition(".")
+    if parent in sys.modules:  # as an import of it would
+        setattr(sys.modules[parent], last, module)
 
 
-def install() -> None:
+@dataclass(frozen=True)
+class Release:
+    """What differs between releases of sglang: modules that are real beside `REAL`, and where the kernels that we emulate are imported from."""
+
+    version: str
+    real: frozenset[str]
+    kernels: Mapping[str, Mapping[str, Any]]
+
+
+RELEASE_12 = Release(
+    "0.5.12.post1",
+    frozenset(),
+    {
+        "sglang.jit_kernel.gptq_marlin_repack": {"gptq_marlin_repack": gptq_marlin_repack},
+        "sglang.jit_kernel.moe_wna16_marlin": {"moe_wna16_marlin_gemm": moe_wna16_marlin_gemm},
+        "sglang.jit_kernel.activation": {"silu_and_mul": silu_and_mul},
+        f"{_M}.fused_moe_triton": {"moe_align_block_size": moe_align_block_size},
+    },
+)
+
+
+def install(release: Release = RELEASE_12) -> None:
     """Stubs and emulations into this process's `sys.modules`; once."""
     if any(isinstance(finder, Finder) for finder in sys.meta_path):
         return
-    if not WHEEL.is_dir():
-        raise RuntimeError(f"{WHEEL.name} is not fetched; run: python tools/vendor.py")
+    wheel = VENDOR / f"sglang-{release.version}"
+    if not wheel.is_dir():
+        raise RuntimeError(f"{wheel.name} is not fetched; run: python tools/vendor.py")
     for name in PACKAGES:  # the wheel's own __init__ files import the whole server
         package = Package(name)
-        package.__path__ = [str(WHEEL.joinpath(*name.split(".")))]
+        package.__path__ = [str(wheel.joinpath(*name.split(".")))]
         sys.modules[name] = package
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(release.real))
     yes, no, same = (lambda *a, **k: True), (lambda *a, **k: False), (lambda fn=None, **k: fn or (lambda f: f))
     utilities = {
         **dict.fromkeys(("is_flashinfer_available", "is_sm90_supported", "is_cuda"), yes),
@@ -297,10 +330,8 @@ def install() -> None:
         "interleave_moe_scales_for_sm90_mixed_gemm": lambda s, group_size=32: SM90_A.pack_scales(s),
     }
     _module("flashinfer.fused_moe", cutlass_fused_moe=cutlass_fused_moe, **helpers)
-    _module("sglang.jit_kernel.gptq_marlin_repack", gptq_marlin_repack=gptq_marlin_repack)
-    _module("sglang.jit_kernel.moe_wna16_marlin", moe_wna16_marlin_gemm=moe_wna16_marlin_gemm)
-    _module("sglang.jit_kernel.activation", silu_and_mul=silu_and_mul)
-    sys.modules[f"{_M}.fused_moe_triton"].moe_align_block_size = moe_align_block_size  # type: ignore[attr-defined]
+    for module, names in release.kernels.items():
+        _module(module, **names)
     properties = SimpleNamespace(multi_processor_count=132)
     torch.cuda.get_device_properties = lambda *a, **k: properties  # type: ignore[assignment,method-assign]
     torch.cuda.get_device_capability = lambda *a, **k: (9, 0)  # type: ignore[assignment,method-assign]
@@ -311,11 +342,11 @@ def install() -> None:
     importlib.import_module(f"{_Q}.marlin_utils_fp4").marlin_make_workspace = marlin_utils.marlin_make_workspace
 
 
-def _on_cpu(backend: Any) -> Any:
+def on_cpu(backend: Any, release: Release = RELEASE_12) -> Any:
     """The product's own backend class with its tensors on the CPU and the engine's globals set by hand."""
-    install()
+    install(release)
     backend.device = "cpu"
-    facts = {"backend": backend.name, "sglang": "0.5.12.post1", "kernels": "emulated"}
+    facts = {"backend": backend.name, "sglang": release.version, "kernels": "emulated"}
     backend.availability = lambda: Available(facts)
     backend._kernel = emulate_sm90()
 
@@ -328,23 +359,23 @@ def _on_cpu(backend: Any) -> Any:
 
 
 def gpt_oss_sm90() -> Any:
-    return _on_cpu(sglang_layers.GptOssSm90())
+    return on_cpu(sglang_layers.GptOssSm90())
 
 
 def dsv4_sm90() -> Any:
-    return _on_cpu(sglang_layers.DeepSeekV4Sm90())
+    return on_cpu(sglang_layers.DeepSeekV4Sm90())
 
 
 def gpt_oss_marlin() -> Any:
-    return _on_cpu(sglang_marlin.GptOssMarlin())
+    return on_cpu(sglang_marlin.GptOssMarlin())
 
 
 def marlin() -> Any:
-    return _on_cpu(marlin_backend.Marlin())
+    return on_cpu(marlin_backend.Marlin())
 
 
 def marlin_gemm() -> Any:
-    return _on_cpu(marlin_gemm_backend.MarlinGemm())
+    return on_cpu(marlin_gemm_backend.MarlinGemm())
 
 
 for factory in (gpt_oss_sm90, dsv4_sm90, gpt_oss_marlin, marlin, marlin_gemm):

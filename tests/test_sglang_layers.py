@@ -1,4 +1,4 @@
-"""sglang 0.5.12.post1's own MoE classes, its Python as it stands, over emulated kernels: bytes, plumbing, and the defects in its sources.
+"""sglang's own MoE classes (0.5.12.post1) and its Marlin function (that release's and 0.5.23's), over emulated kernels: bytes, plumbing, defects.
 
 triton_kernels likewise: its layouts, routing metadata and torch reference under the product's own backend.
 """
@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 
+from mxfp4_validate.backends import sglang_layers
 from mxfp4_validate.backends.base import Available, Unavailable
+from mxfp4_validate.backends.emulate import emulate_sm90
 from mxfp4_validate.backends.marlin import Marlin
 from mxfp4_validate.backends.marlin_gemm import MarlinGemm
+from mxfp4_validate.backends.sglang_layers import DeepSeekV4Sm90, GptOssSm90
+from mxfp4_validate.backends.sglang_marlin import GptOssMarlin
 from mxfp4_validate.errors import UsageError
 from mxfp4_validate.records.store import Store
 from mxfp4_validate.tolerances import UNORDERED_BIT_EQUAL_SHARE
 from mxfp4_validate.waivers import Waiver, load, waiver_for
 
 ROOT = Path(__file__).resolve().parent.parent
-WHEELS = [ROOT / ".vendor" / name for name in ("sglang-0.5.12.post1", "triton-kernels-0.4.2.post2")]
+WHEELS = [ROOT / ".vendor" / name for name in ("sglang-0.5.12.post1", "sglang-0.5.23", "triton-kernels-0.4.2.post2")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,6 +57,8 @@ def kernel(tmp_path: Path, backend: str, *arguments: str) -> tuple[int, str, lis
         ),
         ("sglang_rig:dsv4_sm90", "dsv4-mini/m[179]*", {"layout": 1, "probe": 8, "random": 4, "parallel": 4, "metamorphic": 5, "poison": 1}),
         ("sglang_rig:marlin", "dsv4-mini/m[179]*", {"probe": 10, "random": 4, "parallel": 4, "metamorphic": 5, "poison": 1}),
+        ("sglang_rig_23:marlin", "dsv4-mini/m[179]*", {"probe": 10, "random": 4, "parallel": 4, "metamorphic": 5, "poison": 1}),
+        ("sglang_rig_23:marlin", "gpt-oss-mini/m[179]*", {"probe": 24, "random": 4, "parallel": 7, "metamorphic": 5, "poison": 1}),
         (
             "triton_rig:triton_kernels",
             "gpt-oss-mini/m[179]*",
@@ -94,6 +100,25 @@ def test_marlin_gemm_stands_back_where_marlin_takes_biases(monkeypatch: pytest.M
     assert "use the backend marlin" in found.reason
     has.clear()
     assert isinstance(MarlinGemm().availability(), Available)
+
+
+def test_releases_whose_classes_are_loaded_otherwise_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.5.23's sources have the module that tells them from those that are driven; 0.5.12.post1's do not."""
+    module = "sglang/srt/runtime_context.py"
+    assert [(wheel / module).is_file() for wheel in WHEELS] == [False, True, False]
+    monkeypatch.setattr(sglang_layers.util, "find_spec", lambda name: None if name == "sglang.srt.runtime_context" else object())
+    assert sglang_layers.not_driven() == ""
+    monkeypatch.setattr(Marlin, "availability", lambda self: Available({"sglang": "0.5.23"}))
+    assert isinstance(GptOssMarlin().availability(), Available)
+    monkeypatch.setattr(sglang_layers.util, "find_spec", lambda name: object())
+    found = GptOssMarlin().availability()
+    assert isinstance(found, Unavailable)
+    assert "sglang 0.5.23 loads and configures its MoE classes in another way" in found.reason
+    monkeypatch.setattr(sglang_layers.metadata, "version", lambda name: "0.5.23")
+    monkeypatch.setattr(sglang_layers, "import_module", lambda name: None)
+    for backend in (GptOssSm90(), DeepSeekV4Sm90()):
+        backend._kernel = emulate_sm90()  # type: ignore[assignment]
+        assert "driven up to the release before" in getattr(backend.availability(), "reason", "available")
 
 
 def test_gpt_oss_on_marlin_fails_and_is_waived(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-#: FlashInfer: one version of each layout, the last pinned one of layout A and the first of layout B. SGLang: the one the server recipes are for.
+#: FlashInfer: one version of each layout, the last pinned one of layout A and the first of layout B. SGLang: the one the server recipes are for;
+#: of the first whose Marlin knows GPT-OSS the sources alone, below.
 #: package, version -> name of its folder in .vendor, and what is there when it is complete.
 WHEELS = {
     ("flashinfer-python", "0.6.11.post1"): ("flashinfer-0.6.11.post1", "flashinfer/fused_moe"),
@@ -19,6 +20,7 @@ WHEELS = {
 #: Wheels of which the Python sources of one folder alone are kept: (package, version) -> (folder in .vendor, the folder inside the wheel).
 PARTS = {
     ("sglang-kernel", "0.4.2.post2"): ("triton-kernels-0.4.2.post2", "triton_kernels"),
+    ("sglang", "0.5.23"): ("sglang-0.5.23", "sglang"),
     ("gpt-oss", "0.0.9"): ("gpt-oss-0.0.9", "gpt_oss"),
     ("vllm", "0.33.0"): ("vllm-0.33.0", "vllm"),
 }
@@ -46,7 +48,7 @@ def main() -> int:
 def take(package: str, version: str, part: str, target: Path) -> None:
     """Unpack one folder of a wheel for Linux, whatever this machine is: Python sources, which run nowhere but in the tests."""
     with tempfile.TemporaryDirectory() as folder:
-        platforms = ("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64")
+        platforms = [word for tag in ("manylinux2014", "manylinux_2_28", "manylinux_2_34") for word in ("--platform", f"{tag}_x86_64")]
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *platforms, "--python-version", "3.12"]
         subprocess.run([*pip, "-d", folder, f"{package}=={version}"], check=True)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:

@@ -40,6 +40,17 @@ class LayerWeights(Sm90Weights):
     method: Any = None
 
 
+def not_driven() -> str:
+    """Why the installed sglang's classes cannot be driven from here; empty if they can.
+
+    Releases with `runtime_context` (0.5.23 is one) publish a whole engine's configuration before a class may be made, and their loaders leave
+    other tensors (DeepSeek-V4's w13 as [up; gate], scales as E8M0). Driven as the releases before, they would be judged wrongly.
+    """
+    if util.find_spec("sglang.srt.runtime_context") is None:
+        return ""
+    return "loads and configures its MoE classes in another way (sglang.srt.runtime_context); they are driven up to the release before, 0.5.12.post1 tested"
+
+
 @functools.cache
 def start_engine(runner: str) -> None:
     """What the classes ask of a running engine: its global arguments, the chosen MoE runner, and process groups of one rank."""
@@ -85,6 +96,8 @@ class SglangLayer:
             import_module(self.module)
         except Exception as error:  # sglang imports half an engine: anything may be missing
             return Unavailable(f"sglang {version} cannot import {self.module} ({type(error).__name__}: {error}); {INSTALL}")
+        if why := not_driven():
+            return Unavailable(f"sglang {version} {why}")
         return Available({"sglang": version, **kernel.facts})
 
     def rounding(self, tactic: Tactic = DEFAULT_TACTIC) -> Any:

@@ -25,7 +25,10 @@ class GptOssMarlin(engine.SglangLayer):
     runner = "marlin"
 
     def availability(self) -> Available | Unavailable:
-        return Marlin().availability()
+        found = Marlin().availability()
+        if isinstance(found, Available) and (why := engine.not_driven()):
+            return Unavailable(f"sglang {found.facts['sglang']} {why}; the backend marlin runs its kernel and function")
+        return found
 
     @property
     def layout(self) -> Any:
