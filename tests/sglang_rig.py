@@ -114,11 +114,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     stubbed = STUBBED
 
-    def __init__(self, real: frozenset[str] = frozenset()) -> None:
-        self.real = real | REAL
-
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name in self.real or name.partition(".")[0] not in self.stubbed:
+        if name in REAL or name.partition(".")[0] not in self.stubbed:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -274,16 +271,14 @@ def _module(name: str, **names: Any) -> None:
 
 @dataclass(frozen=True)
 class Release:
-    """What differs between releases of sglang: modules that are real beside `REAL`, and where the kernels that we emulate are imported from."""
+    """What differs between releases of sglang: where the kernels and settings that we emulate are imported from (module -> names)."""
 
     version: str
-    real: frozenset[str]
     kernels: Mapping[str, Mapping[str, Any]]
 
 
 RELEASE_12 = Release(
     "0.5.12.post1",
-    frozenset(),
     {
         "sglang.jit_kernel.gptq_marlin_repack": {"gptq_marlin_repack": gptq_marlin_repack},
         "sglang.jit_kernel.moe_wna16_marlin": {"moe_wna16_marlin_gemm": moe_wna16_marlin_gemm},
@@ -304,7 +299,7 @@ def install(release: Release = RELEASE_12) -> None:
         package = Package(name)
         package.__path__ = [str(wheel.joinpath(*name.split(".")))]
         sys.modules[name] = package
-    sys.meta_path.insert(0, Finder(release.real))
+    sys.meta_path.insert(0, Finder())
     yes, no, same = (lambda *a, **k: True), (lambda *a, **k: False), (lambda fn=None, **k: fn or (lambda f: f))
     utilities = {
         **dict.fromkeys(("is_flashinfer_available", "is_sm90_supported", "is_cuda"), yes),

@@ -43,7 +43,6 @@ def moe_topk_sum(x: Tensor, out: Tensor) -> None:
 
 RELEASE_23 = rig.Release(
     "0.5.23",
-    frozenset(),
     {
         "sglang.kernels.ops.quantization.gptq_marlin_repack": {"gptq_marlin_repack": rig.gptq_marlin_repack},
         "sglang.kernels.ops.moe.moe_wna16_marlin": {"moe_wna16_marlin_gemm": moe_wna16_marlin_gemm},
