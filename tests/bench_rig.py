@@ -84,6 +84,19 @@ class Biasless(Quick):
         return super().prepare(weights)
 
 
+class OneActivation(Quick):
+    """Has GPT-OSS's activation alone, and cannot make another model's weights fit."""
+
+    def require(self, activation: Any) -> None:
+        if activation.beta != 1.0:
+            raise NotSupported("always adds 1 to up")
+
+    def prepare(self, weights: MoeWeights) -> Any:
+        if weights.w13_bias is None:
+            raise MemoryError("prepared for nothing")
+        return super().prepare(weights)
+
+
 class Dies(Quick):
     """Ends its process from two tokens on."""
 

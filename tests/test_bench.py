@@ -279,6 +279,9 @@ def test_wrong_and_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     gate = judge(gather([tmp_path / "b.sqlite"], CompareOptions())).gates[0]
     assert gate.outcome == "FAIL"
     assert len(gate.reasons) == 4
+    code, said = bench(capsys, "--backend", "tests.bench_rig:OneActivation", "--tokens", "2", "--out", str(tmp_path / "d.sqlite"))
+    assert [(r["outcome"], r["why"]) for r in said["rows"]] == [("unavailable", "NotSupported: always adds 1 to up")] * len(said["rows"])
+    assert said["rows"]
     code, _ = bench(capsys, "--backend", "tests.bench_rig:Biasless", "--tokens", "2", "--bias", "both", "--out", str(tmp_path / "c.sqlite"))
     assert code == 0
 

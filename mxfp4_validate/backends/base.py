@@ -108,3 +108,9 @@ class Refuses(Protocol):
     def require(self, activation: Activation) -> None:
         """Raise `NotSupported`, with the reason, for an activation that this backend computes for no weights."""
         ...
+
+
+def require(backend: Backend, activation: Activation) -> None:
+    """What `backend.require` says, if it has one."""
+    if isinstance(backend, Refuses):
+        backend.require(activation)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends import registry
-from mxfp4_validate.backends.base import DEFAULT_TACTIC, Tactic, Timed, Tunes, Unavailable
+from mxfp4_validate.backends.base import DEFAULT_TACTIC, Tactic, Timed, Tunes, Unavailable, require
 from mxfp4_validate.bench.spec import GRAPH_TOKENS, Row, parse_shape
 from mxfp4_validate.bench.timing import FLUSH_OF_L2, HEAD_START, Flush, Lane, capture, first_cause, relative_l2, release, time_lanes
 from mxfp4_validate.cases import MoeCase, MoeShape
 from mxfp4_validate.checkpoints.synthetic import random_inputs, random_weights
 from mxfp4_validate.errors import BackendUnavailable, NotSupported, ShapeError
-from mxfp4_validate.formats.moe_weights import MoeInputs
+from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 from mxfp4_validate.tolerances import EXACT_RELATIVE_L2
 from mxfp4_validate.worker.child import judge
 
@@ -50,17 +50,22 @@ class Bed:
         return self._backends[spec]
 
     def prepared(self, specs: tuple[str, ...], case: MoeCase, device: str) -> dict[str, Any]:
-        """Each backend's weights, or the exception its `prepare` raised; those of another shape are dropped first."""
+        """Each backend's weights, or why it has none: the activation it lacks, or what its `prepare` raised. Those of another shape are dropped first."""
         key = (case.shape, case.seed, specs)
         if self._key != key:
             self._key, self._prepared = None, {}
             release(device)
             weights = random_weights(case, device)
-            self._prepared = {spec: attempt(partial(self.backend(spec).prepare, weights)) for spec in specs}
+            self._prepared = {spec: attempt(partial(_prepare, self.backend(spec), weights, case.shape)) for spec in specs}
             self._key = key
             del weights
             release(device)
         return self._prepared
+
+
+def _prepare(backend: Any, weights: MoeWeights, shape: MoeShape) -> Any:
+    require(backend, shape.activation)
+    return backend.prepare(weights)
 
 
 _BED = Bed()

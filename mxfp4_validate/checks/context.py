@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mxfp4_validate.backends.base import Backend, Refuses
+from mxfp4_validate.backends.base import Backend, require
 from mxfp4_validate.cases import MoeCase, MoeShape
 from mxfp4_validate.formats.moe_weights import MoeInputs, MoeWeights
 
@@ -56,8 +56,7 @@ class Context:
 
     def require(self, shape: MoeShape) -> None:
         """Raise `NotSupported` if the backend says that it does not have the shape's activation, before anything is made for it."""
-        if isinstance(self.backend, Refuses):
-            self.backend.require(shape.activation)
+        require(self.backend, shape.activation)
 
     def _key(self, shape: MoeShape, seed: int) -> tuple[str, str, int]:
         return str(self.options.get("checkpoint", "")), shape.name, seed
