@@ -250,7 +250,10 @@ def _expect(config: pytest.Config, nodeids: list[str]) -> list[str]:
     """Note which items must have a result in the end, and say which backends can run here."""
     run, pool = config.stash[RUN], config.stash[POOL]
     run.expect(nodeids)
-    for spec in run.expected_backends():
+    backends = run.expected_backends()
+    for spec in reversed(backends):  # the child of the first stays: its checks are the next to run, and importing an engine takes 20 s
+        pool.availability(spec)
+    for spec in backends:
         run.note_availability(spec, pool.availability(spec))
     if getattr(config.option, "dist", "no") != "no":
         pool.close()  # the controller runs nothing, and its child would hold GPU memory
