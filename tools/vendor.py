@@ -47,12 +47,14 @@ def main() -> int:
 
 def take(package: str, version: str, part: str, target: Path) -> None:
     """Unpack one folder of a wheel for Linux, whatever this machine is: Python sources, which run nowhere but in the tests."""
-    with tempfile.TemporaryDirectory() as folder:
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as folder:
         platforms = [word for tag in ("manylinux2014", "manylinux_2_28", "manylinux_2_34") for word in ("--platform", f"{tag}_x86_64")]
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *platforms, "--python-version", "3.12"]
         subprocess.run([*pip, "-d", folder, f"{package}=={version}"], check=True)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            wheel.extractall(target, [member for member in wheel.namelist() if member.startswith(f"{part}/") and member.endswith(".py")])
+            wheel.extractall(folder, [member for member in wheel.namelist() if member.startswith(f"{part}/") and member.endswith(".py")])
+        (Path(folder) / part).rename(target / part)  # whole or not at all: a part that is there is not fetched again
 
 
 if __name__ == "__main__":
