@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mxfp4_validate.backends import marlin as marlin_backend
+from mxfp4_validate.backends.marlin_gemm import _swiglu
+from mxfp4_validate.cases import Activation
 from tests import sglang_rig as rig
 from tests.sglang_rig import _M
 
@@ -30,11 +32,8 @@ def moe_wna16_marlin_gemm(*positional: Any, zero_inactive_output: bool = False, 
 
 
 def swiglu_oai_split(gate_up: Tensor, alpha: float, beta: float, limit: float | None, out: Tensor) -> Tensor:
-    """[rows, 2I], gate then up: gate * sigmoid(alpha * gate) * (up + beta) in float32, rounded once."""
-    gate, up = gate_up.float().chunk(2, dim=1)
-    if limit is not None:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return out.copy_(gate * torch.sigmoid(alpha * gate) * (up + beta))
+    """In float32, rounded once; what `marlin-gemm` supplies where a release has no such kernel."""
+    return out.copy_(_swiglu(gate_up, Activation(alpha, beta, limit)))
 
 
 def moe_topk_sum(x: Tensor, out: Tensor) -> None:

@@ -89,7 +89,7 @@ class Marlin:
     def prepare(self, weights: MoeWeights) -> MarlinWeights:
         """Rows [gate; up], H and I padded to 128, then sglang's repack. `NotSupported` for biases that the interface would drop."""
         biased = weights.w13_bias is not None or weights.w2_bias is not None
-        self._require(biased)
+        self._require_biases(biased)
         w = pad_layer(weights.to(self.device))
         layer = torch.nn.Module()
         layer.orig_dtype = torch.bfloat16  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class Marlin:
         import_module(_PREPARE).prepare_moe_mxfp4_layer_for_marlin(layer)
         return MarlinWeights(layer, w.num_experts, biased)
 
-    def _require(self, biased: bool) -> None:
+    def _require_biases(self, biased: bool) -> None:
         if biased and "w1_bias" not in self.parameters:
             raise NotSupported("fused_marlin_moe of this sglang takes no biases (it does since sgl-project/sglang#28231)")
 

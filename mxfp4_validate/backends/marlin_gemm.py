@@ -32,7 +32,7 @@ class MarlinGemm(Marlin):
             return Unavailable("fused_marlin_moe of this sglang takes biases and alpha itself; use the backend marlin")
         return found
 
-    def _require(self, biased: bool) -> None:
+    def _require_biases(self, biased: bool) -> None:
         """Nothing is missing: the GEMMs are given the biases."""
 
     def require(self, activation: Activation) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.limits import Limits
+from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.divergence.rule import Floor, build_floor, resamples
 from mxfp4_validate.divergence.scores import Floats
 from mxfp4_validate.divergence.signed import drift, logs
@@ -163,10 +164,11 @@ def load(path: Path, identity: Mapping[str, str] | None, corpus: str, width: int
     return calibration
 
 
-def limits_of(record: Path, identity: Mapping[str, str], corpus: str, width: int) -> Limits | None:
-    """The limits that a record is judged by: those of the calibration beside it, None for the rule's own."""
-    kept = record.with_name(BESIDE)
-    return load(kept, identity, corpus, width).limits() if kept.exists() else None
+def limits_of(store: DivergenceStore, named: Path | None = None) -> Limits | None:
+    """The limits that a record is judged by: those of the calibration `named`, else of the one beside it, None for the rule's own."""
+    beside = store.path.with_name(BESIDE)
+    path = named or (beside if beside.exists() else None)
+    return load(path, store.arms()["baseline"].identity, store.corpus.sha256, store.width).limits() if path else None
 
 
 def _read(path: Path) -> Calibration:

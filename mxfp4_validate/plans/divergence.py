@@ -11,21 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from mxfp4_validate.divergence import calibrate
 from mxfp4_validate.divergence import corpus as corpora
 from mxfp4_validate.divergence import limits as table
 from mxfp4_validate.divergence.analyse import Result as Found
 from mxfp4_validate.divergence.analyse import analyse
+from mxfp4_validate.divergence.calibrate import limits_of
 from mxfp4_validate.divergence.collect import Asking, begin_arm, score_arm
 from mxfp4_validate.divergence.corpus import Corpus
 from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.divergence.rule import FAIL as FAILED
-from mxfp4_validate.divergence.rule import UNDECIDED
+from mxfp4_validate.divergence.rule import GO_ON, UNDECIDED
 from mxfp4_validate.endpoint.address import Secret
 from mxfp4_validate.endpoint.logprobs import ScoringClient
 from mxfp4_validate.errors import IncompleteRun
 from mxfp4_validate.plans.fleet import Up
-from mxfp4_validate.plans.outcome import FAIL, GO_ON, INCONCLUSIVE, Result, Turn
+from mxfp4_validate.plans.outcome import FAIL, INCONCLUSIVE, Result, Turn
 from mxfp4_validate.plans.spec import PlanFile
 from mxfp4_validate.records.durable import publish
 from mxfp4_validate.reporting.inputs import DivergenceRecord
@@ -43,6 +43,7 @@ class DivergenceStage:
     def __init__(self, plan: PlanFile, out: Path, key: Secret) -> None:
         self._plan, self._spec, self._key = plan, plan.divergence, key
         self._folder = out / "divergence"
+        self._calibration = Path(plan.divergence.calibration) if plan.divergence.calibration else None
 
     def step(self, up: Sequence[str]) -> Turn | Result:
         """Baseline and floors, then the candidate; interleaved, the floors come last, on another boot of the baseline."""
@@ -64,9 +65,8 @@ class DivergenceStage:
 
     def records(self) -> list[DivergenceRecord]:
         """Every width's record with its decision, for the report: judged by the plan's calibration where it names one."""
-        calibration = Path(self._spec.calibration) if self._spec.calibration else None
         paths = [self._record(width) for width in self._spec.widths]
-        return [found for path in paths if path.exists() for found in read_divergence(path, source_of(path), calibration)]
+        return [found for path in paths if path.exists() for found in read_divergence(path, source_of(path), self._calibration)]
 
     def _left(self, width: int, arm: str) -> bool:
         """Whether anything of this arm is still to be scored."""
@@ -144,11 +144,7 @@ class DivergenceStage:
 
     def _analysed(self, width: int) -> Found:
         with DivergenceStore.open(self._record(width)) as store:
-            limits = None
-            if self._spec.calibration:
-                of = store.arms()["baseline"].identity
-                limits = calibrate.load(Path(self._spec.calibration), of, store.corpus.sha256, width).limits()
-            return analyse(store, "candidate", limits)
+            return analyse(store, "candidate", limits_of(store, self._calibration))
 
 
 def _ratio(found: Found) -> str:

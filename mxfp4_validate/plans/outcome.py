@@ -9,8 +9,6 @@ from typing import Any
 from mxfp4_validate.plans.fleet import Up
 
 PASS, FAIL, INVALID, INCONCLUSIVE = "PASS", "FAIL", "INVALID", "INCONCLUSIVE"
-#: Of a screen that found nothing: the dearer stages may begin, and nothing has passed.
-GO_ON = "GO ON"
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,8 @@ class Result:
     """A stage that is over.
 
     Attributes:
-        outcome: one of the five above; decides: whether a PASS or INCONCLUSIVE of it counts for the whole (a screen passes nothing).
+        outcome: one of the four above, or a screen's GO ON (it found nothing, the dearer stages may begin).
+        decides: whether a PASS or INCONCLUSIVE of it counts for the whole (a screen passes nothing).
         measured, limit, needs: one line each, for people; stops: whether no dearer stage may begin.
     """
 

@@ -119,8 +119,7 @@ def _diverge(args: argparse.Namespace, corpus: Corpus, path: Path, width: int, c
     with opened(path, corpus, width, args.protocol) as store:
         announce(corpus, width, args.protocol)
         asyncio.run(score_arms(args, store, [*arms, ("candidate", "candidate", args.candidate)], concurrency))
-        limits = calibrate.limits_of(path, store.arms()["baseline"].identity, corpus.sha256, store.width)
-        return analyse(store, "candidate", limits)
+        return analyse(store, "candidate", calibrate.limits_of(store))
 
 
 def sound_arms_of(baseline: str, floors: Sequence[str], declared: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mxfp4_validate.divergence.analyse import Result, analyse, arms_of
-from mxfp4_validate.divergence.calibrate import limits_of, load
+from mxfp4_validate.divergence.calibrate import limits_of
 from mxfp4_validate.divergence.collect import AIME25_TOKENS, Asking, cost
 from mxfp4_validate.divergence.record import DivergenceStore
 from mxfp4_validate.errors import IncompleteRun, InvalidRun, UsageError
@@ -43,9 +43,7 @@ def _one(store: DivergenceStore, source: Source, name: str, calibration: Path | 
     about = (source, store.id, store.created, store.version, name, _corpus(store), _arms(store))
     try:
         _roles(store)
-        about_it = (store.arms()["baseline"].identity, store.corpus.sha256, store.width)
-        limits = load(calibration, *about_it).limits() if calibration else limits_of(store.path, *about_it)
-        found = analyse(store, name, limits)
+        found = analyse(store, name, limits_of(store, calibration))
     except (IncompleteRun, InvalidRun, UsageError) as error:
         return DivergenceRecord(*about, None, str(error), isinstance(error, IncompleteRun))
     return DivergenceRecord(*about, found, floor=found.floor, rows=_sequences(found))
